@@ -1,0 +1,96 @@
+"""How one choice is resolved in one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How one choice is resolved in one forward pass: every strategy is a way to make gates.
+
+    | strategy | picked | weights | run |
+    |---|---|---|---|
+    | DARTS | all | softmax of the logits | all |
+    | RandomOneShot, ENAS, any fixed architecture | one | None | |
+    | Proxyless, weight step | one | None | |
+    | Proxyless, architecture step | one | one-hot forward, straight-through backward | all, or two |
+
+    Attributes:
+        picked: indices of the options whose own weights receive gradients.
+        weights: shape ``(options,)``, one mixing weight an option; None runs ``picked[0]`` alone.
+        run: indices of the options that are computed under ``weights``; None means all. The weight of
+            an option that is not run must be 0.
+    """
+
+    picked: tuple[int, ...]
+    weights: Tensor | None = None
+    run: tuple[int, ...] | None = None
+
+    def live(self) -> tuple[int, ...]:
+        """Indices of the options that this gate computes."""
+        if self.weights is None:
+            return self.picked[:1]
+        return self.run if self.run is not None else tuple(range(len(self.weights)))
+
+
+def mixture(weights: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+    """The weighted sum of equally shaped outputs.
+
+    Args:
+        weights: shape ``(outputs,)``.
+        outputs: tensors of one shape; a smaller one is an error, never broadcast.
+
+    >>> mixture(torch.tensor([0.25, 0.75]), [torch.ones(2), torch.zeros(2)])
+    tensor([0.2500, 0.2500])
+    """
+    shapes = {tuple(output.shape) for output in outputs}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"options that are mixed must have outputs of one shape; got {sorted(shapes)}. "
+            "Give them equal shapes, or search with a strategy that runs one path (RandomOneShot, ENAS)"
+        )
+    mixed: Tensor = _Mixture.apply(weights, *outputs)  # type: ignore[no-untyped-call]  # torch's own
+    return mixed
+
+
+class _Mixture(torch.autograd.Function):
+    """One pass over each output forward and one backward; no product is stored.
+
+    Under a one-hot gate the forward is the picked output itself and an output that was computed
+    without a graph costs one dot product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, *outputs: Tensor) -> Tensor:
+        ctx.save_for_backward(weights, *outputs)
+        dtype = outputs[0].dtype
+        for output in outputs[1:]:
+            dtype = torch.promote_types(dtype, output.dtype)
+        total = torch.zeros_like(outputs[0], dtype=dtype)
+        for weight, output in zip(weights.tolist(), outputs, strict=True):
+            if weight != 0.0:
+                total.add_(output, alpha=weight)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weights, *outputs = ctx.saved_tensors
+        needs_weights, *needs_outputs = ctx.needs_input_grad
+        to_weights = None
+        if needs_weights:
+            flat = gradient.reshape(-1)
+            dots = [torch.dot(flat, output.reshape(-1).to(flat.dtype)) for output in outputs]
+            to_weights = torch.stack(dots).to(weights.dtype)
+        to_outputs = [
+            (gradient * weight).to(output.dtype) if needed else None
+            for weight, output, needed in zip(weights.tolist(), outputs, needs_outputs, strict=True)
+        ]
+        return (to_weights, *to_outputs)

@@ -1,0 +1,367 @@
+"""`ModelSpace`: a network with choices, and what can be asked of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hwnas.activity import Activity
+from hwnas.choices import Branching, Choice, Condition, InputChoice, LayerChoice, Repeat
+from hwnas.counting import Counter, Factor
+from hwnas.freezing import Freezer
+from hwnas.gate import Gate
+from hwnas.values import ValueChoice, values_in
+from profilers.space import Architecture, Option, Site
+
+
+@final
+class ModelSpace(nn.Module):
+    """A network that contains choices, and what can be asked of it.
+
+    It runs as it is: ``space(x)`` runs ``network(x)`` under `gates`, which a strategy sets; without any,
+    it runs the default architecture. Nothing in the network is converted or replaced; choices without a
+    label are named after their place.
+
+    Args:
+        network: any module with at least one `LayerChoice`, `InputChoice`, `Repeat` or `ValueChoice`.
+
+    Attributes:
+        network: the module that was given.
+        gates: one gate a label for the forward passes to come, or None. Who sets them takes them back.
+
+    Raises:
+        ValueError: no choice, or one label with different options.
+
+    >>> from hwnas import LayerChoice
+    >>> space = ModelSpace(nn.Sequential(LayerChoice([nn.Linear(4, 4), nn.Identity()], label="op")))
+    >>> space.options["op"], space.size
+    ((0, 1), 2)
+    >>> space.freeze({"op": 1})
+    Sequential(
+      (0): Identity()
+    )
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.gates: Mapping[str, Gate] | None = None
+        # In a tuple, or it would be a submodule with parameters of its own.
+        self._stand_in: tuple[nn.Module] | None = None
+        _name_choices(network)
+        self._choices: dict[str, list[Choice]] = {}
+        self._activity: dict[str, Activity] = {}
+        self._collect()
+
+    def _collect(self) -> None:
+        paths: dict[str, list[tuple[Condition, ...]]] = {}
+        for choice, path in _places(self.network, ()):
+            assert choice.label is not None  # _name_choices gave it one
+            known = self._choices.setdefault(choice.label, [])
+            if known and (known[0].options != choice.options or type(known[0]) is not type(choice)):
+                raise ValueError(
+                    f"label '{choice.label}' names a {type(known[0]).__name__} over "
+                    f"{list(known[0].options)} and a {type(choice).__name__} over {list(choice.options)}; "
+                    "equal labels are one decision: give them equal kinds and options, or other labels"
+                )
+            if not any(choice is other for other in known):
+                known.append(choice)
+            paths.setdefault(choice.label, []).append(path)
+        if not self._choices:
+            raise ValueError(
+                f"a ModelSpace needs a network with at least one choice; {type(self.network).__name__} "
+                "holds no LayerChoice, InputChoice, Repeat or ValueChoice"
+            )
+        self._activity = {label: Activity(tuple(found)) for label, found in paths.items()}
+
+    # ---- what it contains
+
+    @property
+    def options(self) -> Mapping[str, tuple[Option, ...]]:
+        """Each label with its options, in the order of the network."""
+        return MappingProxyType({label: found[0].options for label, found in self._choices.items()})
+
+    @property
+    def activity(self) -> Mapping[str, Activity]:
+        """Each label with the conditions under which it takes part."""
+        return MappingProxyType(self._activity)
+
+    @cached_property
+    def size(self) -> int:
+        """The number of different (canonical) architectures."""
+        return self._counter.total
+
+    @cached_property
+    def _counter(self) -> Counter:
+        options = self.options
+        factors = []
+        for label, activity in self._activity.items():
+            if activity.is_always():
+                continue
+            # An inactive choice counts once: at its default.
+            active = activity.table(options)[..., None]
+            is_default = np.arange(len(options[label])) == 0
+            allowed = (active | is_default).astype(object) * 1
+            factors.append(Factor((*activity.labels(), label), allowed))
+        return Counter({label: len(found) for label, found in options.items()}, factors)
+
+    # ---- architectures
+
+    def default(self) -> Architecture:
+        """The first option of every choice."""
+        return {label: options[0] for label, options in self.options.items()}
+
+    def validate(self, architecture: Mapping[str, Option]) -> Architecture:
+        """A copy with one option for each choice; lists, as JSON has them, become tuples.
+
+        Raises:
+            ValueError: a label that is missing or unknown, or an option that its choice does not have.
+        """
+        options = self.options
+        missing = [label for label in options if label not in architecture]
+        unknown = [label for label in architecture if label not in options]
+        if missing or unknown:
+            raise ValueError(
+                f"an architecture has one option for each of the {len(options)} choices of its space; "
+                f"missing: {missing or 'none'}, unknown: {unknown or 'none'}"
+            )
+        checked = {}
+        for label, allowed in options.items():
+            option = architecture[label]
+            option = tuple(option) if isinstance(option, list) else option
+            if option not in allowed:
+                raise ValueError(f"choice '{label}' has the options {list(allowed)}; got {option!r}")
+            checked[label] = allowed[allowed.index(option)]
+        return checked
+
+    def active(self, architecture: Mapping[str, Option]) -> Architecture:
+        """The choices that take part in the network, with their options."""
+        checked = self.validate(architecture)
+        return {label: option for label, option in checked.items() if self._activity[label].holds(checked)}
+
+    def canonical(self, architecture: Mapping[str, Option]) -> Architecture:
+        """The same network, with every choice that takes no part in it at its default.
+
+        Raises:
+            ValueError: as `validate`.
+        """
+        return {**self.default(), **self.active(architecture)}
+
+    def random(self, generator: torch.Generator | None = None) -> Architecture:
+        """One architecture, each canonical one equally likely."""
+        seed = int(torch.randint(2**62, (), generator=generator))
+        indices = self._counter.draw(random.Random(seed))
+        return {label: options[indices[label]] for label, options in self.options.items()}
+
+    def grid(self) -> Iterator[Architecture]:
+        """Every canonical architecture once."""
+        options = self.options
+        labels = list(options)
+
+        def extend(chosen: Architecture, position: int) -> Iterator[Architecture]:
+            if position == len(labels):
+                # A choice may stand before those that decide whether it is active.
+                if self.canonical(chosen) == chosen:
+                    yield dict(chosen)
+                return
+            label = labels[position]
+            activity = self._activity[label]
+            is_known = all(other in chosen for other in activity.labels())
+            idle = is_known and not activity.is_always() and not activity.holds(chosen)
+            for option in options[label][: 1 if idle else None]:
+                yield from extend({**chosen, label: option}, position + 1)
+
+        return extend({}, 0)
+
+    def freeze(self, architecture: Mapping[str, Option]) -> nn.Module:
+        """The subnet: the network's own class with plain modules and numbers, weights inherited.
+
+        Returns:
+            A copy: nothing of it is shared with the space. BatchNorm statistics are the supernet's;
+            recalibrate them (`hwnas.recalibrate`) before the subnet is judged.
+        """
+        return Freezer(self.canonical(architecture))(self.network)
+
+    # ---- running
+
+    def gates_of(self, architecture: Mapping[str, Option]) -> dict[str, Gate]:
+        """The gates that run one architecture."""
+        checked = self.validate(architecture)
+        return {label: Gate((options.index(checked[label]),)) for label, options in self.options.items()}
+
+    @contextmanager
+    def running(self, gates: Mapping[str, Gate]) -> Iterator[None]:
+        """Runs under ``gates`` inside the ``with`` block; what was set before comes back after it."""
+        before, self.gates = self.gates, gates
+        try:
+            yield
+        finally:
+            self.gates = before
+
+    @contextmanager
+    def represented_by(self, subnet: nn.Module) -> Iterator[None]:
+        """Inside the ``with`` block ``space(x)`` is ``subnet(x)``: to judge a subnet in its place."""
+        before, self._stand_in = self._stand_in, (subnet,)
+        try:
+            yield
+        finally:
+            self._stand_in = before
+
+    def forward(self, *inputs: Any, **keywords: Any) -> Any:
+        """What the network returns under `gates`. The gates are gone from the choices afterwards."""
+        if torch.compiler.is_compiling():
+            _refuse_to_compile()
+        if self._stand_in is not None:
+            return self._stand_in[0](*inputs, **keywords)
+        gates = self.gates if self.gates is not None else self.gates_of(self.default())
+        missing = [label for label in self._choices if label not in gates]
+        if missing:
+            raise ValueError(f"gates are needed for every choice; missing: {missing}")
+        try:
+            for label, found in self._choices.items():
+                for choice in found:
+                    choice.gate = gates[label]
+            return self.network(*inputs, **keywords)
+        finally:
+            # Kept gates would hold the autograd graph of this pass.
+            for found in self._choices.values():
+                for choice in found:
+                    choice.gate = None
+
+    def check_can_mix(self) -> None:
+        """Raises ``ValueError``, naming the place, where mixing weights cannot be applied."""
+        from hwnas.nn.mixed import MixedOperation
+
+        blended: set[str] = set()
+        for name, module in self.network.named_modules():
+            if isinstance(module, MixedOperation):
+                try:
+                    module.check_can_mix()
+                except ValueError as error:
+                    raise ValueError(f"'{name}' cannot be searched with mixing weights: {error}") from error
+            elif isinstance(module, InputChoice) and not module.can_mix():
+                raise ValueError(
+                    f"'{name}' cannot be searched with mixing weights: an InputChoice with reduction "
+                    f"'{module.reduction}' has no weighted sum; use 'sum' or 'mean'"
+                )
+            if isinstance(module, MixedOperation | Repeat):
+                blended |= {str(choice.label) for choice in _own_choices(module)}
+        for label, found in self._choices.items():
+            if isinstance(found[0], ValueChoice) and label not in blended:
+                raise ValueError(
+                    f"ValueChoice '{label}' cannot be searched with mixing weights: it is read as a plain "
+                    "number only; use it as an argument of an operation in hwnas.nn, or search with a "
+                    "strategy that runs one path (RandomOneShot, ENAS)"
+                )
+
+    # ---- sites
+
+    def sites(self, *example_inputs: Tensor) -> Sequence[Site]:
+        """Every place that executes something, for inputs of these shapes (no values are read).
+
+        Raises:
+            ValueError: the network does not run on such inputs.
+            RuntimeError: what runs depends on more than the choices.
+        """
+        from hwnas.survey import survey  # a survey needs a space of its own
+
+        return survey(self, example_inputs)
+
+    def parameter_sites(self) -> Sequence[Site]:
+        """Parts that hold every parameter of the frozen network exactly once."""
+        from hwnas.survey import parameter_sites
+
+        return parameter_sites(self)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's own
+def _refuse_to_compile() -> None:
+    # Raised while dynamo traces, it would be swallowed and the space run eagerly; called from the
+    # compiled code it gets out.
+    raise RuntimeError(
+        "a ModelSpace changes from step to step and cannot be compiled or exported; "
+        "do that with a subnet: torch.compile(space.freeze(architecture))"
+    )
+
+
+def keep_gates(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts for ``torch.utils.checkpoint``: the recomputation sees the gates of the forward pass.
+
+    Inside a network's ``forward``::
+
+        checkpoint(block, x, use_reentrant=False, context_fn=lambda: keep_gates(block))
+    """
+    kept = [(choice, choice.gate) for choice in _choices_in(module)]
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        before = [choice.gate for choice, _ in kept]
+        try:
+            for choice, gate in kept:
+                choice.gate = gate
+            yield
+        finally:
+            for (choice, _), gate in zip(kept, before, strict=True):
+                choice.gate = gate
+
+    return nullcontext(), again()
+
+
+def _choices_in(module: nn.Module) -> Iterator[Choice]:
+    for child in module.modules():
+        yield from _own_choices(child)
+
+
+def _own_choices(module: nn.Module) -> Iterator[Choice]:
+    """The choice that a module is, and those among its attributes."""
+    if isinstance(module, LayerChoice | InputChoice):
+        yield module
+    for value in values_in(_plain_attributes(module)):
+        yield from value.leaves()
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: held for name, held in vars(module).items() if name != "_modules"}
+
+
+def _name_choices(network: nn.Module) -> None:
+    for name, module in network.named_modules():
+        if isinstance(module, LayerChoice | InputChoice) and module.label is None:
+            module.label = name or type(module).__name__
+        for attribute, held in _plain_attributes(module).items():
+            _name_values(held, f"{name}.{attribute}" if name else attribute)
+
+
+def _name_values(held: object, name: str) -> None:
+    if isinstance(held, dict):
+        for key, item in held.items():
+            # A mixed operation's `values` are its arguments: `conv.out_channels`, not `conv.values.…`.
+            _name_values(item, f"{name.removesuffix('.values')}.{key}")
+    elif isinstance(held, list | tuple):
+        for index, item in enumerate(held):
+            _name_values(item, f"{name}.{index}")
+    else:
+        for value in values_in(held):
+            unnamed = [leaf for leaf in value.leaves() if leaf.label is None]
+            for index, leaf in enumerate(unnamed):
+                leaf.label = name if len(unnamed) == 1 else f"{name}.{index}"
+
+
+def _places(module: nn.Module, path: tuple[Condition, ...]) -> Iterator[tuple[Choice, tuple[Condition, ...]]]:
+    """Every choice with the conditions on the way to it; a module that stands twice is walked twice."""
+    for choice in _own_choices(module):
+        yield choice, path
+    if isinstance(module, Branching):
+        for _, child, condition in module.branches():
+            yield from _places(child, (*path, condition))
+    else:
+        for child in module.children():
+            yield from _places(child, path)

@@ -1,0 +1,244 @@
+"""Numbers that are decided by the search: `ValueChoice` and arithmetic on it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import Tensor
+
+from hwnas.freezing import Freezer, Freezes
+from hwnas.gate import Gate
+from profilers.space import Option
+
+
+class Value(Freezes, ABC):
+    """A number (or name, or tuple) that depends on value choices.
+
+    In ``forward`` it is read as ``int(value)`` or ``float(value)``, which is as valid on the plain number
+    that stands there after freezing.
+    """
+
+    @abstractmethod
+    def leaves(self) -> tuple[ValueChoice, ...]:
+        """The value choices that it depends on, each once."""
+
+    @abstractmethod
+    def at(self, assignment: Mapping[int, Option]) -> Any:
+        """The value where each leaf, named by ``id(leaf)``, has the given option."""
+
+    def of(self, architecture: Mapping[str, Option]) -> Any:
+        """The value under an architecture."""
+        return self.at({id(leaf): architecture[leaf.name()] for leaf in self.leaves()})
+
+    def all(self) -> tuple[Any, ...]:
+        """Every value that it can take, without repetition, in the order of the options."""
+        leaves = self.leaves()
+        seen = itertools.product(*(leaf.options for leaf in leaves))
+        keys = [id(leaf) for leaf in leaves]
+        return tuple(dict.fromkeys(self.at(dict(zip(keys, options, strict=True))) for options in seen))
+
+    def now(self) -> Any:
+        """The value in this forward pass.
+
+        Raises:
+            RuntimeError: outside a forward pass of the space, or under mixing weights, where there is
+                no single value.
+        """
+        assignment = {}
+        for leaf in self.leaves():
+            gate = leaf.installed()
+            if gate.weights is not None:
+                raise RuntimeError(
+                    f"ValueChoice '{leaf.name()}' is read as a plain number, but the strategy mixes its "
+                    f"options {leaf.options}; use it as an argument of an operation in hwnas.nn, or "
+                    "search with a strategy that runs one path (RandomOneShot, ENAS)"
+                )
+            assignment[id(leaf)] = leaf.options[gate.picked[0]]
+        return self.at(assignment)
+
+    def frozen(self, freezer: Freezer) -> Any:
+        return self.of(freezer.architecture)
+
+    def __int__(self) -> int:
+        return int(self.now())
+
+    def __index__(self) -> int:
+        return operator.index(self.now())
+
+    def __float__(self) -> float:
+        return float(self.now())
+
+    def __bool__(self) -> bool:
+        # `if self.c:` on an unread choice would be true whatever is chosen.
+        return bool(self.now())
+
+    def __add__(self, other: Operand) -> Value:
+        return Expression("+", operator.add, (self, other))
+
+    def __radd__(self, other: Operand) -> Value:
+        return Expression("+", operator.add, (other, self))
+
+    def __sub__(self, other: Operand) -> Value:
+        return Expression("-", operator.sub, (self, other))
+
+    def __rsub__(self, other: Operand) -> Value:
+        return Expression("-", operator.sub, (other, self))
+
+    def __mul__(self, other: Operand) -> Value:
+        return Expression("*", operator.mul, (self, other))
+
+    def __rmul__(self, other: Operand) -> Value:
+        return Expression("*", operator.mul, (other, self))
+
+    def __floordiv__(self, other: Operand) -> Value:
+        return Expression("//", operator.floordiv, (self, other))
+
+    def __rfloordiv__(self, other: Operand) -> Value:
+        return Expression("//", operator.floordiv, (other, self))
+
+    def __mod__(self, other: Operand) -> Value:
+        return Expression("%", operator.mod, (self, other))
+
+    def __rmod__(self, other: Operand) -> Value:
+        return Expression("%", operator.mod, (other, self))
+
+
+Operand = Value | int | float
+
+
+@final
+class ValueChoice(Value):
+    """One named decision between plain values.
+
+    Args:
+        options: at least one number, string or tuple; no two equal.
+        label: equal labels are one decision. Without one, the choice is named after the first place in
+            the network that holds it.
+
+    >>> width = ValueChoice([16, 24, 32], label="width")
+    >>> (width * 6).all()
+    (96, 144, 192)
+    """
+
+    def __init__(self, options: Iterable[Option], label: str | None = None) -> None:
+        self.options: tuple[Option, ...] = tuple(
+            tuple(option) if isinstance(option, list) else option for option in options
+        )
+        self.label = label
+        self.gate: Gate | None = None
+        if not self.options or len(set(self.options)) != len(self.options):
+            raise ValueError(
+                f"ValueChoice '{label}' needs at least one option and no two equal; got {self.options}"
+            )
+
+    def name(self) -> str:
+        """The label. Raises ``RuntimeError`` before a space has given one."""
+        return named(self.label, "ValueChoice", self.options)
+
+    def installed(self) -> Gate:
+        """The gate of this forward pass. Raises ``RuntimeError`` outside of one."""
+        return installed(self.gate, "ValueChoice", self.label)
+
+    def leaves(self) -> tuple[ValueChoice, ...]:
+        return (self,)
+
+    def at(self, assignment: Mapping[int, Option]) -> Option:
+        return assignment[id(self)]
+
+    def __repr__(self) -> str:
+        return f"ValueChoice({list(self.options)}, label={self.label!r})"
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Expression(Value):
+    """Arithmetic on values: ``width * 6``, ``(kernel - 1) // 2``."""
+
+    symbol: str
+    function: Callable[..., Any]
+    operands: tuple[Operand, ...]
+
+    def leaves(self) -> tuple[ValueChoice, ...]:
+        found = (operand.leaves() for operand in self.operands if isinstance(operand, Value))
+        return tuple({id(leaf): leaf for leaf in itertools.chain.from_iterable(found)}.values())
+
+    def at(self, assignment: Mapping[int, Option]) -> Any:
+        numbers = (o.at(assignment) if isinstance(o, Value) else o for o in self.operands)
+        return self.function(*numbers)
+
+    def __repr__(self) -> str:
+        return "(" + f" {self.symbol} ".join(map(repr, self.operands)) + ")"
+
+
+def named(label: str | None, kind: str, options: Sequence[Option]) -> str:
+    """The label of a choice. Raises ``RuntimeError`` where it has none yet."""
+    if label is None:
+        raise RuntimeError(
+            f"the {kind} over {list(options)} has no label yet: give it one, or build a ModelSpace "
+            "around the network that holds it, which names it after its place"
+        )
+    return label
+
+
+def installed(gate: Gate | None, kind: str, label: str | None) -> Gate:
+    """The gate of this forward pass. Raises ``RuntimeError`` outside of one."""
+    if gate is None:
+        raise RuntimeError(
+            f"{kind} '{label}' is decided only while its space runs: call the ModelSpace, not the "
+            "network inside it (or call the subnet that space.freeze(architecture) returns)"
+        )
+    return gate
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One joint outcome of several values in this forward pass.
+
+    Attributes:
+        values: each name with its value.
+        weight: product of the mixing weights behind it, a scalar; None where nothing is mixed.
+        is_picked: every option behind it is one that receives gradients.
+    """
+
+    values: dict[str, Any]
+    weight: Tensor | None
+    is_picked: bool
+
+
+def combinations(values: Mapping[str, Value]) -> list[Combination]:
+    """Every joint outcome that the installed gates compute; one where nothing is mixed."""
+    leaves = list({id(leaf): leaf for value in values.values() for leaf in value.leaves()}.values())
+    # Two objects with one label are one decision: enumerate labels, then fill in every leaf.
+    labels = list(dict.fromkeys(leaf.name() for leaf in leaves))
+    gates = {leaf.name(): leaf.installed() for leaf in leaves}
+    found = []
+    for indices in itertools.product(*(gates[label].live() for label in labels)):
+        index = dict(zip(labels, indices, strict=True))
+        assignment = {id(leaf): leaf.options[index[leaf.name()]] for leaf in leaves}
+        weights = [w[index[label]] for label in labels if (w := gates[label].weights) is not None]
+        found.append(
+            Combination(
+                values={name: value.at(assignment) for name, value in values.items()},
+                weight=math.prod(weights[1:], start=weights[0]) if weights else None,
+                is_picked=all(index[label] in gates[label].picked for label in labels),
+            )
+        )
+    return found
+
+
+def values_in(thing: object) -> Iterator[Value]:
+    """The values that an attribute holds, itself or inside lists, tuples and dictionaries."""
+    if isinstance(thing, Value):
+        yield thing
+    elif isinstance(thing, list | tuple):
+        for item in thing:
+            yield from values_in(item)
+    elif isinstance(thing, dict):
+        for item in thing.values():
+            yield from values_in(item)
