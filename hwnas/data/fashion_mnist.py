@@ -372,10 +372,10 @@ def parse_idx(content: bytes, axes: int) -> Tensor:
     >>> parse_idx(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9]), axes=1)
     tensor([7, 8, 9], dtype=torch.uint8)
     """
-    head = 4 + 4 * axes
-    if content[:4] != bytes([0, 0, 8, axes]) or len(content) < head:
+    magic, head = bytes([0, 0, 8, axes]), 4 + 4 * axes
+    if content[:4] != magic or len(content) < head:
         raise ValueError(
-            f"an IDX file of bytes with {axes} axes must start with 0008{axes:02x}, got {content[:4].hex()}"
+            f"an IDX file of bytes with {axes} axes must start with {magic.hex()}, got {content[:4].hex()}"
         )
     shape = np.frombuffer(content, ">u4", axes, offset=4).astype(np.int64)
     if len(content) - head != shape.prod():
