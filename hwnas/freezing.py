@@ -8,11 +8,14 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast, final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from profilers.space import Option
 
 T = TypeVar("T")
+
+_ATOMS = (type(None), bool, int, float, str)
 
 
 class Freezes(ABC):
@@ -40,9 +43,12 @@ class Freezer:
         self._copies: dict[int, Any] = {}  # the memo of copy.deepcopy
         self._originals: list[object] = []  # an id in the memo stays valid while its object lives
         self._plain: dict[int, bool] = {}
+        self._parts: dict[tuple[int, int, torch.Size], nn.Parameter] = {}
 
     def __call__(self, thing: T) -> T:
         """The plain copy of a module, a value, a container of them, or anything else."""
+        if type(thing) in _ATOMS:
+            return thing
         if id(thing) in self._copies:
             return cast("T", self._copies[id(thing)])
         if isinstance(thing, Freezes):
@@ -53,7 +59,22 @@ class Freezer:
             return type(thing)((key, self(item)) for key, item in thing.items())
         if isinstance(thing, list | tuple) and type(thing) in (list, tuple):
             return type(thing)(self(item) for item in thing)
+        if not isinstance(thing, nn.Module) and _holds_freezing(thing):
+            raise TypeError(
+                "values and choices are frozen where a module holds them as an attribute or in a plain "
+                f"list, tuple or dict; got {type(thing).__name__}: {thing}"
+            )
         return copy.deepcopy(thing, self._copies)
+
+    def part(self, whole: Tensor, part: Tensor) -> nn.Parameter:
+        """A copied slice of a parameter; equal slices of one parameter are one, so they stay tied."""
+        if isinstance(whole, nn.Parameter) and part.shape == whole.shape:
+            return self(whole)
+        key = (id(whole), int(part.storage_offset()), part.shape)
+        if key not in self._parts:
+            self._parts[key] = nn.Parameter(part.detach().clone(), requires_grad=whole.requires_grad)
+            self._originals.append(whole)
+        return self._parts[key]
 
     def _module(self, module: T) -> T:
         clone = type(module).__new__(type(module))

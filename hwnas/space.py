@@ -18,7 +18,7 @@ from hwnas.choices import Branching, Choice, Condition, InputChoice, LayerChoice
 from hwnas.counting import Counter, Factor
 from hwnas.freezing import Freezer
 from hwnas.gate import Gate
-from hwnas.values import ValueChoice, values_in
+from hwnas.values import ValueChoice, as_option, values_in
 from profilers.space import Architecture, Option, Site
 
 
@@ -74,7 +74,10 @@ class ModelSpace(nn.Module):
                 )
             if not any(choice is other for other in known):
                 known.append(choice)
-            paths.setdefault(choice.label, []).append(path)
+            found = paths.setdefault(choice.label, [])
+            # A place below a branch of its own label: the outer place, whose path leads here, suffices.
+            if not any(choice.label in condition.labels for condition in path):
+                found.append(path)
         if not self._choices:
             raise ValueError(
                 f"a ModelSpace needs a network with at least one choice; {type(self.network).__name__} "
@@ -135,8 +138,7 @@ class ModelSpace(nn.Module):
             )
         checked = {}
         for label, allowed in options.items():
-            option = architecture[label]
-            option = tuple(option) if isinstance(option, list) else option
+            option = as_option(architecture[label])
             if option not in allowed:
                 raise ValueError(f"choice '{label}' has the options {list(allowed)}; got {option!r}")
             checked[label] = allowed[allowed.index(option)]

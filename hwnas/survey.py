@@ -1,0 +1,557 @@
+"""Finds the sites of a space by running it.
+
+The network runs on the ``meta`` device: shapes, no numbers. In a survey every branch runs, so that one
+run shows every site once; which choices change what a site is given is found by running other
+architectures, and is checked on random ones.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast, final
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from hwnas.choices import Branching, Condition, InputChoice
+from hwnas.freezing import Freezer
+from hwnas.space import ModelSpace
+from hwnas.values import ValueChoice, values_in
+from lookup_tables.graph import ExecutedGraph, executed_graph
+from profilers.space import Architecture, Option, Part, Site
+
+_CHECKED = 24  # random architectures on which what was found is checked
+_LARGEST = 100_000  # combinations of what one site is given
+
+
+@dataclass(frozen=True)
+class _Key:
+    """Where something runs: a module or function, the branches taken to it, and its how-manieth call."""
+
+    name: str
+    branches: tuple[tuple[str, str], ...]
+    call: int
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What one run saw at a key."""
+
+    signature: str
+    template: Any  # the arguments, tensors replaced by `_Slot`
+    inputs: tuple[Tensor, ...]
+    keywords: dict[str, Any]
+    module: str | None  # name of the module, or
+    function: Callable[..., Any] | None  # the function that ran outside of any module
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Stands for the ``index``-th tensor among the arguments."""
+
+    index: int
+
+
+@final
+class FoundSite:
+    """A `profilers.Site` that a survey found."""
+
+    def __init__(
+        self,
+        key: _Key,
+        conditions: Sequence[Condition],
+        own: tuple[str, ...],
+        given_by: tuple[str, ...],
+        calls: Mapping[tuple[Option, ...], _Call | None],
+        make_part: Callable[[_Call, Mapping[str, Option]], Part],
+    ) -> None:
+        self._conditions = tuple(conditions)
+        self._own = own
+        self._given_by = given_by
+        self._calls = calls
+        self._make_part = make_part
+        self.name = key.name if key.call == 0 else f"{key.name}#{key.call}"
+        path = (label for condition in conditions for label in condition.labels)
+        self.labels: tuple[str, ...] = tuple(dict.fromkeys((*path, *given_by, *own)))
+
+    def part(self, architecture: Mapping[str, Option]) -> Part | None:
+        """The site under ``architecture``; None where it does not run."""
+        if not all(condition.holds(architecture) for condition in self._conditions):
+            return None
+        call = self._calls[tuple(architecture[label] for label in self._given_by)]
+        if call is None:
+            return None
+        return self._make_part(call, {label: architecture[label] for label in self._own})
+
+    def __repr__(self) -> str:
+        return f"FoundSite({self.name!r}, labels={self.labels})"
+
+
+def survey(space: ModelSpace, example_inputs: Sequence[Tensor]) -> list[Site]:
+    """The sites of a space, for inputs of the given shapes.
+
+    A site is the outermost module that holds no choice but values, or a function that runs outside of
+    such a module, at each place where it is called.
+
+    Raises:
+        ValueError: the network does not run on such inputs, or a site depends on so many choices that
+            over 100,000 combinations would have to be tried.
+        RuntimeError: equal choices gave unequal shapes: something besides the choices decides them.
+    """
+    runner = _Runner(space, example_inputs)
+    found = _Findings(space, runner)
+    generator = torch.Generator().manual_seed(0)
+    found.look(space.default())
+    for base in (space.default(), space.random(generator)):
+        for shift in range(1, max(len(options) for options in space.options.values())):
+            found.look(_shifted(space, base, shift))
+    # Twice over: what the second half teaches would otherwise go unchecked.
+    for _ in range(_CHECKED):
+        found.look(space.random(generator))
+    found.cover()
+    for _ in range(_CHECKED // 2):
+        found.look(space.random(generator))
+    found.cover()
+    return found.sites()
+
+
+def parameter_sites(space: ModelSpace) -> list[Site]:
+    """Parts that hold every parameter of the frozen network exactly once."""
+    network = _on_meta(space.network)
+    paths: dict[int, list[tuple[Condition, ...]]] = {}
+    modules: dict[int, tuple[str, nn.Module]] = {}
+    for name, module, path in _walk(network, "", ()):
+        modules.setdefault(id(module), (name, module))
+        paths.setdefault(id(module), []).append(path)
+    return [
+        _ParameterSite(name or type(module).__name__, module, paths[key])
+        for key, (name, module) in modules.items()
+    ]
+
+
+@final
+class _ParameterSite:
+    """A module that holds parameters, wherever it is reached from."""
+
+    def __init__(self, name: str, module: nn.Module, paths: list[tuple[Condition, ...]]) -> None:
+        self.name = name
+        self._module = module
+        self._paths = [] if any(not path for path in paths) else paths
+        self._own = _value_labels(module)
+        on_paths = (label for path in self._paths for condition in path for label in condition.labels)
+        self.labels: tuple[str, ...] = tuple(dict.fromkeys((*on_paths, *self._own)))
+
+    def part(self, architecture: Mapping[str, Option]) -> Part | None:
+        if self._paths and not any(all(c.holds(architecture) for c in path) for path in self._paths):
+            return None
+        own = {label: architecture[label] for label in self._own}
+        frozen = Freezer(own)(self._module)
+        key = f"{self.name} {sorted(own.items())}"
+        return Part(self.name, key, frozen, (), is_free=next(frozen.parameters(), None) is None)
+
+
+def _walk(
+    module: nn.Module, name: str, path: tuple[Condition, ...]
+) -> Iterator[tuple[str, nn.Module, tuple[Condition, ...]]]:
+    """The outermost modules without branches, and what other modules hold of their own."""
+    if not _has_branches(module):
+        yield name, module, path
+        return
+    bare = nn.ParameterList(parameter for parameter in module.parameters(recurse=False))
+    if len(bare):
+        yield name, bare, path
+    if isinstance(module, Branching):
+        for child_name, child, condition in module.branches():
+            yield from _walk(child, f"{name}.{child_name}", (*path, condition))
+    else:
+        for child_name, child in module.named_children():
+            yield from _walk(child, f"{name}.{child_name}" if name else child_name, path)
+
+
+@final
+class _Findings:
+    """What is known: each key's calls by the options of the labels that decide them."""
+
+    def __init__(self, space: ModelSpace, runner: _Runner) -> None:
+        self._space = space
+        self._runner = runner
+        self._runs: list[tuple[Architecture, dict[_Key, _Call]]] = []
+        self._deciding: dict[_Key, tuple[str, ...]] = {}
+        self._known: dict[_Key, dict[tuple[Option, ...], tuple[Architecture, _Call | None]]] = {}
+
+    def look(self, architecture: Architecture) -> dict[_Key, _Call]:
+        """Runs one architecture and learns from it."""
+        seen = self._runner.run(architecture)
+        for key in seen:
+            if key not in self._known:
+                self._deciding[key] = ()
+                self._known[key] = {}
+                for before, calls in self._runs:
+                    self._learn(key, before, calls.get(key))
+        self._runs.append((architecture, seen))
+        for key in self._known:
+            self._learn(key, architecture, seen.get(key))
+        return seen
+
+    def _learn(self, key: _Key, architecture: Architecture, call: _Call | None) -> None:
+        while True:
+            at = tuple(architecture[label] for label in self._deciding[key])
+            other, known = self._known[key].setdefault(at, (architecture, call))
+            if _signature(known) == _signature(call):
+                return
+            self._add_label(key, other, known, architecture)
+
+    def _add_label(self, key: _Key, first: Architecture, call: _Call | None, second: Architecture) -> None:
+        """Finds, by bisection, a label between two architectures that changes what the key is given."""
+        differing = [
+            label
+            for label in self._space.options
+            if first[label] != second[label] and label not in self._deciding[key]
+        ]
+        if not differing:
+            raise RuntimeError(
+                f"site '{key.name}' was given different shapes in two runs of equal choices "
+                f"({_signature(call)} before): its shapes must be decided by the choices alone, not by "
+                "random numbers, counters or values"
+            )
+
+        def is_changed_by(labels: Sequence[str]) -> bool:
+            mixed = {**first, **{label: second[label] for label in labels}}
+            return _signature(self._runner.run(mixed).get(key)) != _signature(call)
+
+        # What decides one site often decides the next, and that run is known already.
+        familiar = {label for labels in self._deciding.values() for label in labels}
+        for label in differing:
+            if label in familiar and is_changed_by([label]):
+                break
+        else:
+            low, high = 0, len(differing)  # as `first` with the first `low` switched; unlike it with `high`
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (low, middle) if is_changed_by(differing[:middle]) else (middle, high)
+            label = differing[high - 1]
+        self._deciding[key] = (*self._deciding[key], label)
+        self._known[key] = {}
+        for architecture, calls in self._runs:
+            self._learn(key, architecture, calls.get(key))
+
+    def cover(self) -> None:
+        """Runs until every combination of each key's deciding labels has been seen."""
+        while missing := list(self._unseen()):
+            wanted: Architecture = {}
+            for combination in missing:
+                if all(wanted.get(label, option) == option for label, option in combination.items()):
+                    wanted.update(combination)
+            self.look({**self._space.default(), **wanted})
+
+    def _unseen(self) -> Iterator[Architecture]:
+        options = self._space.options
+        for key, labels in self._deciding.items():
+            count = math.prod(len(options[label]) for label in labels)
+            if count > _LARGEST:
+                raise ValueError(
+                    f"what site '{key.name}' is given depends on {labels}: {count} combinations, at most "
+                    f"{_LARGEST} are tried. Let fewer choices share one tensor"
+                )
+            if count > len(self._known[key]):
+                for combination in itertools.product(*(options[label] for label in labels)):
+                    if combination not in self._known[key]:
+                        yield dict(zip(labels, combination, strict=True))
+
+    def sites(self) -> list[Site]:
+        return [
+            FoundSite(
+                key,
+                self._runner.conditions[key],
+                self._runner.own_labels(key),
+                labels,
+                {at: call for at, (_, call) in self._known[key].items()},
+                self._runner.part,
+            )
+            for key, labels in self._deciding.items()
+        ]
+
+
+@final
+class _Runner:
+    """Runs a copy of the network on the ``meta`` device, each distinct site once."""
+
+    def __init__(self, space: ModelSpace, example_inputs: Sequence[Tensor]) -> None:
+        self._plain = _on_meta(space.network)
+        self._space = ModelSpace(copy.deepcopy(self._plain))
+        self._inputs = [_to_meta(given) for given in example_inputs]
+        self._modules = dict(self._plain.named_modules())
+        self._labels = {name: _value_labels(module) for name, module in self._modules.items()}
+        self._parts: dict[tuple[Any, ...], Part] = {}
+        self._graphs: dict[tuple[Any, ...], ExecutedGraph] = {}
+        self._runs: dict[tuple[Option, ...], dict[_Key, _Call]] = {}
+        self.conditions: dict[_Key, tuple[Condition, ...]] = {}
+        # Of the run that is under way:
+        self._architecture: Architecture = {}
+        self._seen: dict[_Key, _Call] = {}
+        self._path: list[tuple[str, str, Condition]] = []
+        self._containers: list[str] = []
+        self._inside_site = False
+        for name, module in self._space.network.named_modules():
+            if isinstance(module, Branching):
+                module.forward = partial(module.run_all, partial(self._branch, name))
+            elif not _has_branches(module):
+                module.forward = partial(self._module, name, module.forward)
+            else:
+                module.forward = partial(self._container, name, module.forward)
+
+    def run(self, architecture: Architecture) -> dict[_Key, _Call]:
+        """What every site is given under an architecture, those of branches not taken included."""
+        options = tuple(architecture.values())
+        if options not in self._runs:
+            self._runs[options] = self._run(architecture)
+        return self._runs[options]
+
+    def _run(self, architecture: Architecture) -> dict[_Key, _Call]:
+        self._architecture, self._seen = architecture, {}
+        self._path, self._containers, self._inside_site = [], [], False
+        gates = self._space.gates_of(architecture)
+        # Factories called in `forward` (torch.arange) follow the device.
+        with torch.no_grad(), torch.device("meta"), self._space.running(gates), _Functions(self._function):
+            try:
+                self._space(*self._inputs)
+            except Exception as error:
+                shapes = [tuple(given.shape) for given in self._inputs]
+                raise ValueError(
+                    f"the network does not run on inputs of shapes {shapes} under {architecture}: {error}. "
+                    "It is run on the meta device (shapes without numbers): give inputs as the network "
+                    "takes them, and let its forward not read values of tensors"
+                ) from error
+        return self._seen
+
+    def own_labels(self, key: _Key) -> tuple[str, ...]:
+        return self._labels.get(key.name, ())
+
+    def part(self, call: _Call, own: Mapping[str, Option]) -> Part:
+        """The frozen site that a call ran, under its own options."""
+        key = _part_key(call, own)
+        if key not in self._parts:
+            module, described = self._frozen(call, own)
+            graph = self._graph(key, module, call)
+            shapes = ", ".join("x".join(map(str, given.shape)) for given in call.inputs)
+            self._parts[key] = Part(f"{described} at {shapes}", graph.key, module, call.inputs, graph.is_free)
+        return self._parts[key]
+
+    def _frozen(self, call: _Call, own: Mapping[str, Option]) -> tuple[nn.Module, str]:
+        if call.module is None:
+            assert call.function is not None
+            return _Operation(call.function, call.template, call.keywords), _function_name(call.function)
+        module = Freezer(own)(self._modules[call.module])
+        described = _described(module)
+        if call.keywords or call.template != tuple(map(_Slot, range(len(call.inputs)))):
+            return _Operation(module, call.template, call.keywords), described
+        return module, described
+
+    def _graph(self, key: tuple[Any, ...], module: nn.Module, call: _Call) -> ExecutedGraph:
+        if key not in self._graphs:
+            with torch._C.DisableTorchFunction(), torch.device("meta"):
+                self._graphs[key] = executed_graph(module, call.inputs)
+        return self._graphs[key]
+
+    # ---- what runs instead of each module's forward
+
+    def _branch(
+        self, name: str, child_name: str, child: nn.Module, when: Condition, *inputs: Any, **keywords: Any
+    ) -> Any:
+        self._path.append((name, child_name, when))
+        try:
+            return child(*inputs, **keywords)
+        finally:
+            self._path.pop()
+
+    def _container(self, name: str, forward: Callable[..., Any], *inputs: Any, **keywords: Any) -> Any:
+        self._containers.append(name)
+        try:
+            return forward(*inputs, **keywords)
+        finally:
+            self._containers.pop()
+
+    def _module(self, name: str, forward: Callable[..., Any], *inputs: Any, **keywords: Any) -> Any:
+        if self._inside_site:
+            return forward(*inputs, **keywords)
+        with self._unobserved():
+            call = _call(inputs, keywords, module=name)
+            self._note(name, call)
+            own = {label: self._architecture[label] for label in self._labels[name]}
+            part_key = _part_key(call, own)
+            if part_key not in self._graphs:
+                self.part(call, own)
+            return self._graphs[part_key].output
+
+    def _function(
+        self, function: Callable[..., Any], inputs: tuple[Any, ...], keywords: Mapping[str, Any]
+    ) -> Any:
+        if self._inside_site:
+            return function(*inputs, **keywords)
+        with self._unobserved():
+            output = function(*inputs, **keywords)
+            if any(isinstance(thing, Tensor) for thing in _flat(output)):
+                container = self._containers[-1] if self._containers else ""
+                name = f"{container}:{_function_name(function)}".lstrip(":")
+                self._note(name, _call(inputs, keywords, function=function))
+            return output
+
+    @contextmanager
+    def _unobserved(self) -> Iterator[None]:
+        self._inside_site = True
+        try:
+            yield
+        finally:
+            self._inside_site = False
+
+    def _note(self, name: str, call: _Call) -> None:
+        branches = tuple((branching, child) for branching, child, _ in self._path)
+        key = next(key for n in itertools.count() if (key := _Key(name, branches, n)) not in self._seen)
+        self._seen[key] = call
+        self.conditions.setdefault(key, tuple(condition for *_, condition in self._path))
+
+
+class _Functions(TorchFunctionMode):
+    """Hands every torch function that Python code calls to ``handle``."""
+
+    def __init__(self, handle: Callable[..., Any]) -> None:
+        super().__init__()
+        self._handle = handle
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[Any],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        return self._handle(func, args, kwargs or {})
+
+
+@final
+class _Operation(nn.Module):
+    """A function, or a module with arguments that are no tensors, as a module of its tensors alone."""
+
+    def __init__(self, function: Callable[..., Any], template: Any, keywords: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.function = function
+        self.template = template
+        self.keywords = keywords
+
+    def forward(self, *tensors: Tensor) -> Any:
+        inputs = _filled(self.template, tensors)
+        return self.function(*inputs, **_filled(self.keywords, tensors))
+
+
+def _call(
+    inputs: tuple[Any, ...],
+    keywords: Mapping[str, Any],
+    module: str | None = None,
+    function: Callable[..., Any] | None = None,
+) -> _Call:
+    tensors: list[Tensor] = []
+    template, words = _emptied(inputs, tensors), _emptied(dict(keywords), tensors)
+    shapes = ", ".join(f"{str(t.dtype)[6:]}{list(t.shape)}" for t in tensors)
+    name = f"{_function_name(function)} " if function else ""
+    return _Call(f"{name}{template} {words} {shapes}", template, tuple(tensors), words, module, function)
+
+
+def _part_key(call: _Call, own: Mapping[str, Option]) -> tuple[Any, ...]:
+    return call.module or call.function, call.signature, tuple(own.items())
+
+
+def _emptied(thing: Any, tensors: list[Tensor]) -> Any:
+    """A container of arguments with every tensor replaced by a slot and added to ``tensors``."""
+    if isinstance(thing, Tensor):
+        # Detached: a parameter among the arguments is given to the site like any tensor.
+        tensors.append(thing.detach())
+        return _Slot(len(tensors) - 1)
+    if isinstance(thing, list | tuple):
+        emptied = [_emptied(item, tensors) for item in thing]
+        return tuple(emptied) if isinstance(thing, tuple) else emptied
+    if isinstance(thing, dict):
+        return {key: _emptied(item, tensors) for key, item in thing.items()}
+    return thing
+
+
+def _filled(thing: Any, tensors: Sequence[Tensor]) -> Any:
+    if isinstance(thing, _Slot):
+        return tensors[thing.index]
+    if isinstance(thing, list | tuple):
+        filled = [_filled(item, tensors) for item in thing]
+        return tuple(filled) if isinstance(thing, tuple) else filled
+    if isinstance(thing, Mapping):
+        return {key: _filled(item, tensors) for key, item in thing.items()}
+    return thing
+
+
+def _flat(thing: Any) -> Iterator[Any]:
+    if isinstance(thing, list | tuple):
+        for item in thing:
+            yield from _flat(item)
+    elif isinstance(thing, dict):
+        yield from _flat(list(thing.values()))
+    else:
+        yield thing
+
+
+def _signature(call: _Call | None) -> str | None:
+    return None if call is None else call.signature
+
+
+def _shifted(space: ModelSpace, base: Architecture, shift: int) -> Architecture:
+    """Every choice moved on by ``shift`` options."""
+    return {
+        label: options[(options.index(base[label]) + shift) % len(options)]
+        for label, options in space.options.items()
+    }
+
+
+def _on_meta(network: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose tensors have shapes but no memory."""
+    memo: dict[int, Any] = {}
+    for parameter in network.parameters():
+        memo[id(parameter)] = nn.Parameter(_to_meta(parameter), requires_grad=parameter.requires_grad)
+    for buffer in network.buffers():
+        memo[id(buffer)] = _to_meta(buffer)
+    return copy.deepcopy(network, memo).eval()
+
+
+def _to_meta(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="meta", requires_grad=False)
+
+
+def _has_branches(module: nn.Module) -> bool:
+    return any(isinstance(child, Branching | InputChoice) for child in module.modules())
+
+
+def _value_labels(module: nn.Module) -> tuple[str, ...]:
+    """Labels of the value choices inside a module without branches."""
+    if _has_branches(module):
+        return ()
+    leaves: Iterator[ValueChoice] = (
+        leaf
+        for child in module.modules()
+        for value in values_in({k: v for k, v in vars(child).items() if k != "_modules"})
+        for leaf in value.leaves()
+    )
+    return tuple(dict.fromkeys(leaf.name() for leaf in leaves))
+
+
+def _function_name(function: Callable[..., Any]) -> str:
+    name = getattr(function, "__name__", type(function).__name__)  # some builtins have none
+    if name == "__get__":  # a property of a tensor, such as .T
+        name = getattr(getattr(function, "__self__", None), "__name__", name)
+    return cast("str", name).strip("_")
+
+
+def _described(module: nn.Module) -> str:
+    extra = module.extra_repr()
+    return f"{type(module).__name__}({extra})" if extra else type(module).__name__
