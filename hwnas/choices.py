@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hwnas.freezing import Freezer, Freezes
 from hwnas.gate import Gate, mixture
-from hwnas.values import Expression, Value, ValueChoice, combinations, installed, named
+from hwnas.values import Expression, Value, ValueChoice, combinations, described, installed, named
 from profilers.space import Option
 
 
@@ -88,13 +88,21 @@ class LayerChoice(Branching):
         if not layers or not all(isinstance(layer, nn.Module) for layer in layers.values()):
             kinds = [type(layer).__name__ for layer in layers.values()]
             raise ValueError(
-                f"LayerChoice '{label}' needs at least one nn.Module and nothing else; got {kinds}"
+                f"{described('LayerChoice', label)} needs at least one nn.Module and nothing else; "
+                f"got {kinds or 'no candidates'}"
             )
         self.label = label
         self.gate: Gate | None = None
         self.options: tuple[Option, ...] = tuple(layers)
         for option, layer in layers.items():
-            self.add_module(str(option), layer)
+            try:
+                self.add_module(str(option), layer)
+            except KeyError as error:
+                raise ValueError(
+                    f"{described('LayerChoice', label)} needs option names that a module can have as "
+                    f"attributes: no '.', no empty one, none twice, and none that is taken; got {option!r} "
+                    f"in {list(layers)}. Rename it"
+                ) from error
 
     def __getitem__(self, option: Option) -> nn.Module:
         """The layer of an option."""
@@ -110,12 +118,12 @@ class LayerChoice(Branching):
         live = gate.live()
         outputs = [_run(self[self.options[index]], index in gate.picked, inputs, keywords) for index in live]
         weights = gate.weights if len(live) == len(gate.weights) else gate.weights[list(live)]
-        return mixture(weights, outputs)
+        return mixture(weights, outputs, f"options of LayerChoice '{self.label}'")
 
     def branches(self) -> Iterator[tuple[str, nn.Module, Condition]]:
         label = named(self.label, "LayerChoice", self.options)
         for option in self.options:
-            yield str(option), self[option], Condition((label,), _equals(label, option))
+            yield str(option), self[option], Condition((label,), partial(_equals, label, option))
 
     def run_all(self, call: BranchCall, *inputs: Any, **keywords: Any) -> Any:
         gate = installed(self.gate, "LayerChoice", self.label)
@@ -163,19 +171,20 @@ class InputChoice(Freezes, nn.Module):
         super().__init__()
         if n_candidates < 1 or (n_chosen is not None and not 1 <= n_chosen <= n_candidates):
             raise ValueError(
-                f"InputChoice '{label}' needs 1 <= n_chosen <= n_candidates; "
+                f"{described('InputChoice', label)} needs 1 <= n_chosen <= n_candidates; "
                 f"got n_chosen={n_chosen}, n_candidates={n_candidates}"
             )
         if reduction not in ("sum", "mean", "concat", "none"):
             raise ValueError(
-                f"InputChoice '{label}' reduces by 'sum', 'mean', 'concat' or 'none'; got {reduction!r}"
+                f"{described('InputChoice', label)} reduces by 'sum', 'mean', 'concat' or 'none'; "
+                f"got {reduction!r}"
             )
         sizes = range(1, n_candidates + 1) if n_chosen is None else (n_chosen,)
         subsets = sum(math.comb(n_candidates, size) for size in sizes)
         if subsets > 4096:
             raise ValueError(
-                f"InputChoice '{label}' has {subsets} subsets of its {n_candidates} inputs; at most 4096 "
-                "are enumerated: set n_chosen, or split it into several choices"
+                f"{described('InputChoice', label)} has {subsets} subsets of its {n_candidates} inputs; "
+                "at most 4096 are enumerated: set n_chosen, or split it into several choices"
             )
         self.label = label
         self.gate: Gate | None = None
@@ -198,7 +207,8 @@ class InputChoice(Freezes, nn.Module):
                 f"InputChoice '{self.label}' with reduction '{self.reduction}' cannot be mixed; "
                 "use 'sum' or 'mean', or search with a strategy that runs one path (RandomOneShot, ENAS)"
             )
-        return mixture(gate.weights @ self._coefficients(gate.weights), list(inputs))
+        weights = gate.weights @ self._coefficients(gate.weights)
+        return mixture(weights, list(inputs), f"inputs of InputChoice '{self.label}'")
 
     def can_mix(self) -> bool:
         """Whether the expectation over subsets is a weighted sum of the inputs."""
@@ -213,7 +223,7 @@ class InputChoice(Freezes, nn.Module):
 
     def frozen(self, freezer: Freezer) -> nn.Module:
         subset = freezer.architecture[named(self.label, "InputChoice", self.options)]
-        return ChosenInputs(tuple(subset), self.reduction)
+        return ChosenInputs(tuple(subset), self.reduction).train(self.training)
 
     def extra_repr(self) -> str:
         return f"{self.n_candidates}, reduction={self.reduction!r}, label={self.label!r}"
@@ -262,7 +272,8 @@ class Repeat(Branching):
             a value, which has its own.
 
     Raises:
-        ValueError: a negative depth, or a list of blocks that is shorter than the greatest depth.
+        ValueError: a negative depth, a tuple that is not ``(least, most)``, or a list of blocks that is
+            shorter than the greatest depth.
     """
 
     def __init__(
@@ -277,8 +288,13 @@ class Repeat(Branching):
                 raise ValueError(f"Repeat over {depth!r} takes no label of its own; got {label!r}")
             self.depth: Value = depth
         elif isinstance(depth, int):
-            self.depth = Expression("fixed", partial(int, depth), ())
-        elif isinstance(depth, tuple) and len(depth) == 2 and depth[0] < depth[1]:
+            self.depth = Expression(str(depth), partial(int, depth), ())
+        elif isinstance(depth, tuple):
+            if len(depth) != 2 or not depth[0] < depth[1]:
+                raise ValueError(
+                    f"Repeat takes a tuple as (least, most) depth, the least first; got {depth}. "
+                    "Give the depths themselves as a list"
+                )
             self.depth = ValueChoice(range(depth[0], depth[1] + 1), label)
         else:
             self.depth = ValueChoice(depth, label)
@@ -308,12 +324,12 @@ class Repeat(Branching):
             features = _run(self[index], index < deepest_picked, (features,), {})
             after[index + 1] = features
         weights = torch.stack([cast("Tensor", combination.weight) for combination in found])
-        return mixture(weights, [after[depth] for depth in depths])
+        return mixture(weights, [after[depth] for depth in depths], f"blocks of Repeat over {self.depth!r}")
 
     def branches(self) -> Iterator[tuple[str, nn.Module, Condition]]:
         labels = tuple(dict.fromkeys(leaf.name() for leaf in self.depth.leaves()))
         for index in range(len(self)):
-            yield str(index), self[index], Condition(labels, _deeper(self.depth, index))
+            yield str(index), self[index], Condition(labels, partial(_deeper, self.depth, index))
 
     def run_all(self, call: BranchCall, features: Any) -> Any:
         after = [features]
@@ -324,7 +340,8 @@ class Repeat(Branching):
     def frozen(self, freezer: Freezer) -> nn.Sequential:
         depth = self.depth.of(freezer.architecture)
         chain = nn.Sequential(*(freezer(self[index]) for index in range(depth)))
-        return chain.train(self.training)
+        chain.training = self.training  # not train(), which would reach the blocks: they have their own
+        return chain
 
     def extra_repr(self) -> str:
         return f"depth={self.depth!r}"
@@ -344,13 +361,17 @@ def _blocks(
         return [blocks(index) for index in range(count)]
     given = list(cast("Sequence[nn.Module]", blocks))
     if len(given) < count:
-        raise ValueError(f"Repeat of depth up to {count} needs as many blocks; got {len(given)}")
+        raise ValueError(
+            f"Repeat of depth up to {count} needs at least {count} blocks; got {len(given)}. "
+            "Give more, or a function that makes one: blocks(index)"
+        )
     return given[:count]
 
 
-def _equals(label: str, option: Option) -> Callable[[Mapping[str, Option]], bool]:
-    return lambda architecture: bool(architecture[label] == option)
+# Bound by `partial`, not by a lambda: a space must survive pickling.
+def _equals(label: str, option: Option, architecture: Mapping[str, Option]) -> bool:
+    return bool(architecture[label] == option)
 
 
-def _deeper(depth: Value, index: int) -> Callable[[Mapping[str, Option]], bool]:
-    return lambda architecture: bool(depth.of(architecture) > index)
+def _deeper(depth: Value, index: int, architecture: Mapping[str, Option]) -> bool:
+    return bool(depth.of(architecture) > index)

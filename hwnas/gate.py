@@ -24,7 +24,7 @@ class Gate:
 
     Attributes:
         picked: indices of the options whose own weights receive gradients.
-        weights: shape ``(options,)``, one mixing weight an option; None runs ``picked[0]`` alone.
+        weights: shape ``(options,)``, one mixing weight an option, 1 in sum; None runs ``picked[0]`` alone.
         run: indices of the options that are computed under ``weights``; None means all. The weight of
             an option that is not run must be 0.
     """
@@ -40,20 +40,31 @@ class Gate:
         return self.run if self.run is not None else tuple(range(len(self.weights)))
 
 
-def mixture(weights: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+def mixture(weights: Tensor, outputs: Sequence[Tensor], of: str = "options") -> Tensor:
     """The weighted sum of equally shaped outputs.
 
     Args:
         weights: shape ``(outputs,)``.
         outputs: tensors of one shape; a smaller one is an error, never broadcast.
+        of: whose outputs they are, for the error.
+
+    Raises:
+        TypeError: an output that is not a tensor.
+        ValueError: outputs of different shapes.
 
     >>> mixture(torch.tensor([0.25, 0.75]), [torch.ones(2), torch.zeros(2)])
     tensor([0.2500, 0.2500])
     """
-    shapes = {tuple(output.shape) for output in outputs}
-    if len(shapes) > 1:
+    if not all(isinstance(output, Tensor) for output in outputs):
+        kinds = sorted({type(output).__name__ for output in outputs})
+        raise TypeError(
+            f"{of} can be mixed where each returns one tensor; got {kinds}. "
+            "Search with a strategy that runs one path (RandomOneShot, ENAS)"
+        )
+    shapes = [tuple(output.shape) for output in outputs]
+    if len(set(shapes)) > 1:
         raise ValueError(
-            f"options that are mixed must have outputs of one shape; got {sorted(shapes)}. "
+            f"{of} must have outputs of one shape to be mixed; got {shapes}. "
             "Give them equal shapes, or search with a strategy that runs one path (RandomOneShot, ENAS)"
         )
     mixed: Tensor = _Mixture.apply(weights, *outputs)  # type: ignore[no-untyped-call]  # torch's own

@@ -38,10 +38,7 @@ class Value(Freezes, ABC):
 
     def all(self) -> tuple[Any, ...]:
         """Every value that it can take, without repetition, in the order of the options."""
-        leaves = self.leaves()
-        seen = itertools.product(*(leaf.options for leaf in leaves))
-        keys = [id(leaf) for leaf in leaves]
-        return tuple(dict.fromkeys(self.at(dict(zip(keys, options, strict=True))) for options in seen))
+        return tuple(dict.fromkeys(outcome["value"] for outcome in outcomes({"value": self})))
 
     def now(self) -> Any:
         """The value in this forward pass.
@@ -108,8 +105,29 @@ class Value(Freezes, ABC):
     def __rmod__(self, other: Operand) -> Value:
         return Expression("%", operator.mod, (other, self))
 
+    def __lt__(self, other: Operand) -> Value:
+        return Expression("<", operator.lt, (self, other))
 
-Operand = Value | int | float
+    def __le__(self, other: Operand) -> Value:
+        return Expression("<=", operator.le, (self, other))
+
+    def __gt__(self, other: Operand) -> Value:
+        return Expression(">", operator.gt, (self, other))
+
+    def __ge__(self, other: Operand) -> Value:
+        return Expression(">=", operator.ge, (self, other))
+
+    # Comparing objects, `if self.kernel == 3:` would be false in the space and true in its subnet.
+    def __eq__(self, other: object) -> Value:  # type: ignore[override]  # a value, read by `if`
+        return Expression("==", operator.eq, (self, other))
+
+    def __ne__(self, other: object) -> Value:  # type: ignore[override]
+        return Expression("!=", operator.ne, (self, other))
+
+    __hash__ = object.__hash__
+
+
+Operand = Any  # a value, or what an option of the other operand can be combined with
 
 
 @final
@@ -127,14 +145,13 @@ class ValueChoice(Value):
     """
 
     def __init__(self, options: Iterable[Option], label: str | None = None) -> None:
-        self.options: tuple[Option, ...] = tuple(
-            tuple(option) if isinstance(option, list) else option for option in options
-        )
+        self.options: tuple[Option, ...] = tuple(map(as_option, options))
         self.label = label
         self.gate: Gate | None = None
         if not self.options or len(set(self.options)) != len(self.options):
             raise ValueError(
-                f"ValueChoice '{label}' needs at least one option and no two equal; got {self.options}"
+                f"{described('ValueChoice', label)} needs at least one option and no two equal; "
+                f"got {list(self.options)}"
             )
 
     def name(self) -> str:
@@ -173,7 +190,23 @@ class Expression(Value):
         return self.function(*numbers)
 
     def __repr__(self) -> str:
+        if not self.operands:
+            return self.symbol
         return "(" + f" {self.symbol} ".join(map(repr, self.operands)) + ")"
+
+
+def as_option(option: Any) -> Option:
+    """The option as plain, hashable data: lists, as JSON has them, become tuples.
+
+    >>> as_option([[3, 5], 1])
+    ((3, 5), 1)
+    """
+    return tuple(map(as_option, option)) if isinstance(option, list | tuple) else option
+
+
+def described(kind: str, label: str | None) -> str:
+    """``LayerChoice 'op'``, or ``a LayerChoice without a label``."""
+    return f"a {kind} without a label" if label is None else f"{kind} '{label}'"
 
 
 def named(label: str | None, kind: str, options: Sequence[Option]) -> str:
@@ -190,8 +223,9 @@ def installed(gate: Gate | None, kind: str, label: str | None) -> Gate:
     """The gate of this forward pass. Raises ``RuntimeError`` outside of one."""
     if gate is None:
         raise RuntimeError(
-            f"{kind} '{label}' is decided only while its space runs: call the ModelSpace, not the "
-            "network inside it (or call the subnet that space.freeze(architecture) returns)"
+            f"{described(kind, label)} is decided only while its space runs: call the ModelSpace, not the "
+            "network inside it (or the subnet that space.freeze(architecture) returns). While a network is "
+            "built, it can be an argument of operations in hwnas.nn, not of those in torch.nn"
         )
     return gate
 
@@ -213,23 +247,50 @@ class Combination:
 
 def combinations(values: Mapping[str, Value]) -> list[Combination]:
     """Every joint outcome that the installed gates compute; one where nothing is mixed."""
-    leaves = list({id(leaf): leaf for value in values.values() for leaf in value.leaves()}.values())
-    # Two objects with one label are one decision: enumerate labels, then fill in every leaf.
-    labels = list(dict.fromkeys(leaf.name() for leaf in leaves))
-    gates = {leaf.name(): leaf.installed() for leaf in leaves}
+    decisions = _decisions(values)
+    gates = [leaves[0].installed() for leaves in decisions]
     found = []
-    for indices in itertools.product(*(gates[label].live() for label in labels)):
-        index = dict(zip(labels, indices, strict=True))
-        assignment = {id(leaf): leaf.options[index[leaf.name()]] for leaf in leaves}
-        weights = [w[index[label]] for label in labels if (w := gates[label].weights) is not None]
+    for indices in itertools.product(*(gate.live() for gate in gates)):
+        weights = [
+            gate.weights[index]
+            for gate, index in zip(gates, indices, strict=True)
+            if gate.weights is not None
+        ]
         found.append(
             Combination(
-                values={name: value.at(assignment) for name, value in values.items()},
+                values=_outcome(values, decisions, indices),
                 weight=math.prod(weights[1:], start=weights[0]) if weights else None,
-                is_picked=all(index[label] in gates[label].picked for label in labels),
+                is_picked=all(index in gate.picked for gate, index in zip(gates, indices, strict=True)),
             )
         )
     return found
+
+
+def outcomes(values: Mapping[str, Value]) -> list[dict[str, Any]]:
+    """Every joint outcome of several values, whatever the gates are."""
+    decisions = _decisions(values)
+    every = itertools.product(*(range(len(leaves[0].options)) for leaves in decisions))
+    return [_outcome(values, decisions, indices) for indices in every]
+
+
+def _decisions(values: Mapping[str, Value]) -> list[list[ValueChoice]]:
+    """The leaves, those that are one decision (one object, or one label) together."""
+    found: dict[str | int, dict[int, ValueChoice]] = {}
+    for value in values.values():
+        for leaf in value.leaves():
+            found.setdefault(id(leaf) if leaf.label is None else leaf.label, {})[id(leaf)] = leaf
+    return [list(leaves.values()) for leaves in found.values()]
+
+
+def _outcome(
+    values: Mapping[str, Value], decisions: Sequence[Sequence[ValueChoice]], indices: Sequence[int]
+) -> dict[str, Any]:
+    assignment = {
+        id(leaf): leaf.options[index]
+        for leaves, index in zip(decisions, indices, strict=True)
+        for leaf in leaves
+    }
+    return {name: value.at(assignment) for name, value in values.items()}
 
 
 def values_in(thing: object) -> Iterator[Value]:

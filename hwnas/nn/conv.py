@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.freezing import Freezer
-from hwnas.nn.mixed import MixedOperation, blend, parameter_like
-from hwnas.values import Combination, Value
+from hwnas.nn.mixed import MixedOperation, blend
+from hwnas.values import Combination, Value, outcomes
 
 Size = int | tuple[int, int] | Value
 
@@ -57,16 +57,15 @@ class Conv2d(MixedOperation, nn.Conv2d):
         largest = {
             name: _largest(value) if isinstance(value, Value) else value for name, value in given.items()
         }
-        outcomes = _all_outcomes(values)
-        for outcome in outcomes:
-            sizes = {**largest, **outcome}
+        every = [{**largest, **outcome} for outcome in outcomes(values)]
+        for sizes in every:
             if sizes["in_channels"] % sizes["groups"] or sizes["out_channels"] % sizes["groups"]:
                 raise ValueError(
                     "in_channels and out_channels must be divisible by groups in every combination of "
                     f"options; got {sizes['in_channels']}, {sizes['out_channels']} and {sizes['groups']}"
                 )
         # The weight of a grouped convolution is thinner: it has the largest fan-in of any outcome.
-        fan_ins = [sizes["in_channels"] // sizes["groups"] for sizes in ({**largest, **o} for o in outcomes)]
+        fan_ins = [sizes["in_channels"] // sizes["groups"] for sizes in every]
         widest = largest["in_channels"] // max(fan_ins)
         super().__init__(**{**largest, "groups": widest}, bias=bias, padding_mode=padding_mode, **keywords)
         self.groups = largest["groups"]
@@ -80,11 +79,11 @@ class Conv2d(MixedOperation, nn.Conv2d):
         if found[0].weight is None:
             weight = self._slice(sizes)
         else:
-            outcomes = [self._sizes(combination) for combination in found]
-            sizes = {name: _greatest([outcome[name] for outcome in outcomes]) for name in sizes}
+            live = [self._sizes(combination) for combination in found]
+            sizes = {name: _greatest([outcome[name] for outcome in live]) for name in sizes}
             weight = self._slice(sizes)
             if "kernel_size" in self.values or ("in_channels" in self.values and weight.shape[1] > 1):
-                weight = weight * blend(_presence(outcomes, weight), found).to(weight.dtype)
+                weight = weight * blend(_presence(live, weight), found).to(weight.dtype)
         bias = None if self.bias is None else self.bias[: sizes["out_channels"]]
         padding = sizes["padding"]
         if self.padding_mode != "zeros":
@@ -101,36 +100,36 @@ class Conv2d(MixedOperation, nn.Conv2d):
                     "wrap the variants in a LayerChoice, or search with a strategy that runs one path "
                     "(RandomOneShot, ENAS)"
                 )
-        outcomes = [{**self._fixed(), **outcome} for outcome in _all_outcomes(self.values)]
-        is_depthwise = all(o["groups"] == o["in_channels"] == o["out_channels"] for o in outcomes)
-        is_grouped = any(o["groups"] != 1 for o in outcomes) and not is_depthwise
+        every = [{**self._fixed(), **outcome} for outcome in outcomes(self.values)]
+        is_depthwise = all(o["groups"] == o["in_channels"] == o["out_channels"] for o in every)
+        is_grouped = any(o["groups"] != 1 for o in every) and not is_depthwise
         if is_grouped and {"in_channels", "out_channels", "groups"} & self.values.keys():
             raise ValueError(
                 "under mixing weights groups must be 1, or equal to in_channels and out_channels "
-                f"(depthwise); got groups {sorted({o['groups'] for o in outcomes})}"
+                f"(depthwise); got groups {sorted({o['groups'] for o in every})}. Choose between "
+                "whole layers with a LayerChoice, or search with a strategy that runs one path "
+                "(RandomOneShot, ENAS)"
             )
-        if "kernel_size" in self.values and self.padding != "same":
+        if {"kernel_size", "padding"} & self.values.keys():
             # Centred kernels line up only where padding grows with the kernel's half.
-            offsets = {
-                tuple(k // 2 * d - p for k, d, p in zip(*map(_pair, axes), strict=True))
-                for o in outcomes
-                if not isinstance(o["padding"], str)
-                for axes in [(o["kernel_size"], o["dilation"], o["padding"])]
-            }
-            if len(offsets) != 1 or any(k % 2 == 0 for o in outcomes for k in _pair(o["kernel_size"])):
+            is_odd = all(k % 2 == 1 for o in every for k in _pair(o["kernel_size"]))
+            offsets = {_offset(o) for o in every}
+            if not is_odd or len(offsets) != 1 or "valid" in offsets:
+                pairs = list(dict.fromkeys((o["kernel_size"], o["padding"]) for o in every))
                 raise ValueError(
-                    "kernels are blended around their centre: kernel sizes must be odd and padding must "
-                    f"be kernel_size // 2 (times dilation) plus a constant; got kernel sizes "
-                    f"{self.values['kernel_size'].all()} with padding {outcomes[0]['padding']}"
+                    "kernels are blended around their centre: kernel sizes must be odd, and padding must be "
+                    "kernel_size // 2 (times dilation) plus a constant, or 'same'; got (kernel_size, "
+                    f"padding) {pairs}. Choose between whole layers with a LayerChoice, or search with a "
+                    "strategy that runs one path (RandomOneShot, ENAS)"
                 )
 
     def frozen(self, freezer: Freezer) -> nn.Conv2d:
         chosen = {name: value.of(freezer.architecture) for name, value in self.values.items()}
         sizes = {**self._fixed(), **chosen}
         plain = nn.Conv2d(**sizes, bias=self.bias is not None, padding_mode=self.padding_mode, device="meta")
-        plain.weight = parameter_like(self.weight, self._slice(sizes))  # type: ignore[assignment]
-        bias = None if self.bias is None else self.bias[: sizes["out_channels"]]
-        plain.bias = parameter_like(self.bias, bias)
+        plain.weight = freezer.part(self.weight, self._slice(sizes))
+        if self.bias is not None:
+            plain.bias = freezer.part(self.bias, self.bias[: sizes["out_channels"]])
         return plain.train(self.training)
 
     def _fixed(self) -> dict[str, Any]:
@@ -151,11 +150,11 @@ class Conv2d(MixedOperation, nn.Conv2d):
         return self.weight[: sizes["out_channels"], :fan_in, top : top + height, left : left + width]
 
 
-def _presence(outcomes: list[dict[str, Any]], weight: Tensor) -> Tensor:
+def _presence(live: list[dict[str, Any]], weight: Tensor) -> Tensor:
     """Which of the weights ``(·, fan_in, height, width)`` each outcome uses: 0/1, one row an outcome."""
     _, fan_in, height, width = weight.shape
-    present = torch.zeros(len(outcomes), fan_in, height, width, device=weight.device)
-    for row, sizes in zip(present, outcomes, strict=True):
+    present = torch.zeros(len(live), fan_in, height, width, device=weight.device)
+    for row, sizes in zip(present, live, strict=True):
         rows, columns = sizes["kernel_size"]
         top, left = (height - rows) // 2, (width - columns) // 2
         channels = sizes["in_channels"] // sizes["groups"]
@@ -163,13 +162,12 @@ def _presence(outcomes: list[dict[str, Any]], weight: Tensor) -> Tensor:
     return present
 
 
-def _all_outcomes(values: dict[str, Value]) -> list[dict[str, Any]]:
-    """Every joint outcome of the options, whatever the gates are."""
-    leaves = list({id(leaf): leaf for value in values.values() for leaf in value.leaves()}.values())
-    assignments: list[dict[int, Any]] = [{}]
-    for leaf in leaves:
-        assignments = [{**a, id(leaf): option} for a in assignments for option in leaf.options]
-    return [{name: value.at(a) for name, value in values.items()} for a in assignments]
+def _offset(sizes: dict[str, Any]) -> tuple[int, ...] | str:
+    """From the first place that the kernel's centre stands on, back to the input's edge."""
+    if isinstance(sizes["padding"], str):
+        return str(sizes["padding"])
+    axes = map(_pair, (sizes["kernel_size"], sizes["dilation"], sizes["padding"]))
+    return tuple(k // 2 * d - p for k, d, p in zip(*axes, strict=True))
 
 
 def _largest(value: Value) -> Any:

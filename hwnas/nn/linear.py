@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.freezing import Freezer
-from hwnas.nn.mixed import MixedOperation, blend, parameter_like, split
+from hwnas.nn.mixed import MixedOperation, blend, split
 from hwnas.values import Value
 
 
@@ -50,6 +50,7 @@ class Linear(MixedOperation, nn.Linear):
         sizes = {name: value.of(freezer.architecture) for name, value in self.values.items()}
         n_in, n_out = sizes.get("in_features", self.in_features), sizes.get("out_features", self.out_features)
         plain = nn.Linear(n_in, n_out, bias=self.bias is not None, device="meta")
-        plain.weight = parameter_like(self.weight, self.weight[:n_out, :n_in])  # type: ignore[assignment]
-        plain.bias = parameter_like(self.bias, None if self.bias is None else self.bias[:n_out])  # type: ignore[assignment]
+        plain.weight = freezer.part(self.weight, self.weight[:n_out, :n_in])
+        if self.bias is not None:
+            plain.bias = freezer.part(self.bias, self.bias[:n_out])
         return plain.train(self.training)

@@ -50,10 +50,3 @@ def blend(indicators: Tensor, found: list[Combination]) -> Tensor:
     weights = torch.stack([c.weight for c in found if c.weight is not None])
     blended: Tensor = torch.tensordot(weights, indicators.to(weights), dims=1)
     return blended
-
-
-def parameter_like(original: Tensor | None, part: Tensor | None) -> nn.Parameter | None:
-    """A copied slice of a parameter as a parameter of its own."""
-    if original is None or part is None:
-        return None
-    return nn.Parameter(part.detach().clone(), requires_grad=original.requires_grad)

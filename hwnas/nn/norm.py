@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.freezing import Freezer
-from hwnas.nn.mixed import MixedOperation, parameter_like, split
+from hwnas.nn.mixed import MixedOperation, split
 from hwnas.values import Value
 
 
@@ -58,8 +58,8 @@ class BatchNorm2d(MixedOperation, nn.BatchNorm2d):
             width, self.eps, self.momentum, self.affine, self.track_running_stats, device="meta"
         )
         if self.affine:
-            plain.weight = parameter_like(self.weight, self.weight[:width])  # type: ignore[assignment]
-            plain.bias = parameter_like(self.bias, self.bias[:width])  # type: ignore[assignment]
+            plain.weight = freezer.part(self.weight, self.weight[:width])
+            plain.bias = freezer.part(self.bias, self.bias[:width])
         if self.running_mean is not None and self.running_var is not None:
             plain.running_mean = self.running_mean[:width].clone()
             plain.running_var = self.running_var[:width].clone()

@@ -1,0 +1,99 @@
+"""Widths that couple layers, under mixing weights: against the mixture of the sliced paths."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hwnas import Gate, ModelSpace, ValueChoice
+from hwnas.nn import BatchNorm2d, Conv2d, Linear
+
+
+def paths_of(space: ModelSpace, label: str, x: Tensor) -> Tensor:
+    """The outputs of every option of one choice, others at their default."""
+    outputs = []
+    for option in space.options[label]:
+        with space.running(space.gates_of({**space.default(), label: option})):
+            outputs.append(space(x))
+    return torch.stack(outputs)
+
+
+def plain_width_network(width: ValueChoice) -> nn.Module:
+    return nn.Sequential(Conv2d(3, width, 3), BatchNorm2d(width), nn.ReLU(), Conv2d(width, 4, 3))
+
+
+def depthwise_network(width: ValueChoice) -> nn.Module:
+    middle = width * 2
+    return nn.Sequential(
+        Conv2d(3, middle, 1, bias=False),
+        BatchNorm2d(middle),
+        nn.ReLU(),
+        Conv2d(middle, middle, 3, padding=1, groups=middle),
+        BatchNorm2d(middle),
+        nn.ReLU(),
+        Conv2d(middle, 4, 1),
+    )
+
+
+def flattened_network(width: ValueChoice) -> nn.Module:
+    return nn.Sequential(Conv2d(3, width, 3), nn.ReLU(), nn.Flatten(), Linear(width * 36, 4))
+
+
+@pytest.mark.parametrize("make", [plain_width_network, depthwise_network, flattened_network])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.double, 1e-12), (torch.float, 1e-6)])
+def test_coupled_width_equals_mixture_of_sliced_paths(
+    make: object, training: bool, dtype: torch.dtype, tolerance: float
+) -> None:
+    torch.manual_seed(0)
+    space = ModelSpace(make(ValueChoice([2, 4, 7], label="width"))).to(dtype).train(training)  # type: ignore[operator]
+    space.check_can_mix()
+    x = torch.randn(5, 3, 8, 8, dtype=dtype)
+    # Of logits: only weights that sum to 1 make a mixture (the consumer's bias is added once).
+    logits = torch.tensor([0.5, -0.2, 0.3], dtype=dtype, requires_grad=True)
+    weights = logits.softmax(0)
+
+    with space.running({"width": Gate((0, 1, 2), weights)}):
+        blended = space(x)
+    mixture = torch.tensordot(weights, paths_of(space, "width", x), dims=1)
+    torch.testing.assert_close(blended, mixture, rtol=10 * tolerance, atol=tolerance)
+
+    parameters = [logits, *space.parameters()]
+    found = torch.autograd.grad(blended.square().mean(), parameters, retain_graph=True)
+    brute = torch.autograd.grad(mixture.square().mean(), parameters)
+    torch.testing.assert_close(found, brute, rtol=100 * tolerance, atol=100 * tolerance)
+
+
+def test_depthwise_with_width_and_kernel_choices_equals_joint_mixture() -> None:
+    width, kernel = ValueChoice([2, 4], label="width"), ValueChoice([3, 5], label="kernel")
+    depthwise = Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
+    space = ModelSpace(nn.Sequential(Conv2d(3, width, 1), nn.ReLU(), depthwise, Conv2d(width, 4, 1))).double()
+    space.check_can_mix()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.double)
+    logits = [torch.randn(2, dtype=torch.double, requires_grad=True) for _ in range(2)]
+    weights = {"width": logits[0].softmax(0), "kernel": logits[1].softmax(0)}
+    with space.running({label: Gate((0, 1), w) for label, w in weights.items()}):
+        blended = space(x)
+    mixture = torch.zeros_like(blended)
+    for i, w in enumerate((2, 4)):
+        for j, k in enumerate((3, 5)):
+            with space.running(space.gates_of({"width": w, "kernel": k})):
+                mixture = mixture + weights["width"][i] * weights["kernel"][j] * space(x)
+    torch.testing.assert_close(blended, mixture, rtol=1e-12, atol=1e-12)
+    found = torch.autograd.grad(blended.square().sum(), logits, retain_graph=True)
+    brute = torch.autograd.grad(mixture.square().sum(), logits)
+    torch.testing.assert_close(found, brute, rtol=1e-11, atol=1e-11)
+
+
+def test_two_paths_of_a_width_under_one_hot_weights_equal_the_picked_path() -> None:
+    space = ModelSpace(plain_width_network(ValueChoice([2, 4, 7], label="width"))).double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.double)
+    one_hot = torch.tensor([0.0, 1.0, 0.0], dtype=torch.double, requires_grad=True)
+    with space.running({"width": Gate((1,), one_hot, run=(1, 2))}):
+        output = space(x)
+    torch.testing.assert_close(output, paths_of(space, "width", x)[1], rtol=1e-12, atol=1e-12)
+    (gradient,) = torch.autograd.grad(output.sum(), one_hot)
+    sums = paths_of(space, "width", x).sum(dim=(1, 2, 3, 4))
+    assert gradient[0] == 0  # not computed
+    torch.testing.assert_close(gradient[2] - gradient[1], sums[2] - sums[1])
