@@ -62,7 +62,7 @@ class SmallMobileNet(nn.Module):
     ReLU in place of ReLU6, expansion counted from the block's input width.
 
     Shapes: ``(N, in_channels, H, W)`` with H and W from 28 to 64, to ``(N, num_classes)``.
-    With the defaults there are 6^3 * 7^5 * 3^3, 98,018,424 networks.
+    With the defaults there are 6^3 * 7^4 * 3^3 = 14,002,632 networks.
 
     Args:
         num_classes: how many classes.
@@ -73,15 +73,15 @@ class SmallMobileNet(nn.Module):
 
     >>> from hwnas import ModelSpace
     >>> ModelSpace(SmallMobileNet(num_classes=10)).size
-    98018424
+    14002632
     """
 
     def __init__(
         self,
         num_classes: int = 10,
         in_channels: int = 1,
-        widths: Sequence[Sequence[int]] = ((16, 24, 32), (32, 48, 64), (64, 96, 128)),
-        depths: Sequence[int] = (2, 3, 3),
+        widths: Sequence[Sequence[int]] = ((8, 16, 24), (16, 32, 48), (32, 64, 96)),
+        depths: Sequence[int] = (2, 2, 3),
         head: int = 256,
         dropout: float = 0.1,
     ) -> None:

@@ -1,0 +1,221 @@
+"""A subnet as an ONNX file: written, checked, compared with torch, and labelled with its facts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+METADATA_PREFIX = "hwnas."
+
+
+def export_onnx(
+    subnet: nn.Module,
+    example_input: Tensor,
+    path: str | Path,
+    *,
+    dynamic_batch: bool = False,
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes a plain network as one ONNX file, with BatchNorm folded and no trace of this machine in it.
+
+    The file appears whole or not at all.
+
+    Args:
+        subnet: what ``space.freeze`` returned; exported in evaluation mode, its own mode is kept.
+        example_input: shape ``(N, ...)``; its batch is the file's, unless that is dynamic.
+        path: where the file goes; folders are made.
+        dynamic_batch: the first dimension is left open. The network is then traced with a batch of two:
+            one would be taken for a constant in reshapes.
+        metadata: facts to store in the file, as `write_metadata` does.
+
+    Raises:
+        ValueError: torch cannot export the network, or the exported batch is not dynamic as was asked.
+    """
+    path = Path(path)
+    was_training = subnet.training
+    shapes = None
+    if dynamic_batch:
+        example_input = torch.cat([example_input[:1]] * 2)
+        shapes = ({0: torch.export.Dim("batch")},)
+    try:
+        with torch.no_grad(), quiet_export():
+            program = torch.onnx.export(
+                subnet.eval(),
+                (example_input,),
+                input_names=["input"],
+                output_names=["output"],
+                dynamo=True,
+                external_data=False,
+                dynamic_shapes=shapes,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise ValueError(
+            f"torch cannot export {type(subnet).__name__} for an input of shape "
+            f"{tuple(example_input.shape)}: {error}"
+        ) from error
+    finally:
+        subnet.train(was_training)
+    assert program is not None  # dynamo=True returns a program
+    model = program.model_proto
+    _strip(model)
+    _add_metadata(model, metadata or {})
+    onnx.checker.check_model(model, full_check=True)
+    if dynamic_batch and not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+        raise ValueError(
+            f"the batch of {type(subnet).__name__} is baked into its graph (a reshape with a fixed first "
+            "dimension?); use -1 for it there, or export with a fixed batch"
+        )
+    _write(path, model.SerializeToString())
+    return path
+
+
+def parity(subnet: nn.Module, path: str | Path, inputs: Iterable[Tensor]) -> float:
+    """The largest absolute difference between torch and ONNX Runtime over the outputs for ``inputs``."""
+    session = load_session(path)
+    device = next((parameter.device for parameter in subnet.parameters()), torch.device("cpu"))
+    was_training = subnet.training
+    try:
+        subnet.eval()
+        with torch.no_grad():
+            return max(
+                float(np.abs(subnet(batch.to(device)).cpu().numpy() - run(session, batch)).max())
+                for batch in inputs
+            )
+    finally:
+        subnet.train(was_training)
+
+
+def accuracy(path: str | Path, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The share of right answers of a classifier's file, under ONNX Runtime, in 0..1."""
+    session = load_session(path)
+    right = total = 0
+    for images, targets in batches:
+        right += int((run(session, images).argmax(axis=1) == targets.numpy()).sum())
+        total += len(targets)
+    if not total:
+        raise ValueError("accuracy needs at least one batch; got none")
+    return right / total
+
+
+def run(session: onnxruntime.InferenceSession, inputs: Tensor) -> NDArray[Any]:
+    """The output for a batch of any size, in parts where the file's batch is fixed."""
+    given = session.get_inputs()[0]
+    size = given.shape[0] if isinstance(given.shape[0], int) else len(inputs)
+    outputs = []
+    for part in torch.split(inputs, size):
+        # The last part is filled up by repeating, and the surplus dropped.
+        filled = torch.cat([part, part[-1:].expand(size - len(part), *part.shape[1:])])
+        (output,) = session.run(None, {given.name: filled.cpu().numpy()})
+        outputs.append(output[: len(part)])
+    return np.concatenate(outputs)
+
+
+def load_session(path: str | Path) -> onnxruntime.InferenceSession:
+    """A session on the CPU.
+
+    Raises:
+        ValueError: the file is absent, truncated, or no ONNX model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no ONNX file at '{path}'")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no public base class
+        raise ValueError(f"'{path}' is no ONNX file that ONNX Runtime can load: {error}") from error
+
+
+def write_metadata(path: str | Path, facts: Mapping[str, Any]) -> None:
+    """Stores facts in a file's ``metadata_props`` as JSON under ``hwnas.<name>``; old ones are replaced."""
+    path = Path(path)
+    model = _load(path)
+    _add_metadata(model, facts)
+    _write(path, model.SerializeToString())
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """The facts that `write_metadata` stored.
+
+    Raises:
+        ValueError: the file is absent, truncated, or no ONNX model.
+    """
+    facts = {}
+    for entry in _load(Path(path)).metadata_props:
+        if entry.key.startswith(METADATA_PREFIX):
+            facts[entry.key.removeprefix(METADATA_PREFIX)] = json.loads(entry.value)
+    return facts
+
+
+@contextlib.contextmanager
+def quiet_export() -> Iterator[None]:
+    """Keeps back what the exporter says of its own insides: missing torchvision, its own deprecations."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    if not path.is_file():
+        raise ValueError(f"no ONNX file at '{path}'")
+    try:
+        model = onnx.load(str(path))
+        onnx.checker.check_model(model)
+    except Exception as error:  # protobuf's and the checker's errors share no base class
+        raise ValueError(f"'{path}' is damaged or no ONNX file: {error}") from error
+    return model
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Removes source paths, stack traces and names of our classes, which the exporter notes everywhere."""
+    graph = model.graph
+    del model.metadata_props[:]
+    del graph.metadata_props[:]
+    for thing in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del thing.metadata_props[:]
+        thing.doc_string = ""
+
+
+def _add_metadata(model: onnx.ModelProto, facts: Mapping[str, Any]) -> None:
+    kept = {entry.key: entry.value for entry in model.metadata_props}
+    added = {METADATA_PREFIX + name: json.dumps(fact) for name, fact in facts.items()}
+    onnx.helper.set_model_props(model, {**kept, **added})
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files for their owner alone
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
