@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +14,7 @@ from torch import Tensor
 from hwnas.data.digits import Digits
 from hwnas.data.fashion_mnist import FashionMNIST
 from hwnas.data.images import Progress
+from hwnas.loading import imported
 
 NAMES = ("fashion-mnist", "digits")
 
@@ -74,7 +73,7 @@ def load_data(
             f"unknown data {source!r}; there are {', '.join(NAMES)}, and my_module:my_datamodule "
             "for any LightningDataModule"
         )
-    return _call(_imported(module, attribute, source), source, given, offered)
+    return _call(imported(source, "data"), source, given, offered)
 
 
 @dataclass(frozen=True)
@@ -130,22 +129,6 @@ def retrain_dataloader(data: LightningDataModule) -> Iterable[Any]:
 def _loader(data: LightningDataModule, wanted: str, otherwise: str) -> Iterable[Any]:
     loader: Iterable[Any] = (getattr(data, wanted, None) or getattr(data, otherwise))()
     return loader
-
-
-def _imported(module: str, attribute: str, source: str) -> Any:
-    # The console script has its own folder in front, not the working directory.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(f"data {source!r} cannot be imported from {os.getcwd()}: {error}") from error
-    for name in attribute.split("."):
-        try:
-            found = getattr(found, name)
-        except AttributeError:
-            raise ValueError(f"data {source!r}: {module!r} ({found}) has no {name!r}") from None
-    return found
 
 
 def _call(found: Any, source: str, given: dict[str, Any], offered: dict[str, Any]) -> LightningDataModule:
