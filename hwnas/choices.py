@@ -96,6 +96,8 @@ class LayerChoice(Branching):
         self.options: tuple[Option, ...] = tuple(layers)
         for option, layer in layers.items():
             try:
+                if str(option) in self._modules:
+                    raise KeyError(f"'{option}' stands twice")
                 self.add_module(str(option), layer)
             except KeyError as error:
                 raise ValueError(

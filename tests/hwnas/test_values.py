@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from hwnas import Gate, ModelSpace, ValueChoice
+from hwnas.values import Value, outcomes
+
+
+class Reads(nn.Module):
+    """Reads a value in its forward pass and returns it."""
+
+    def __init__(self, value: Any, read: Callable[[Any], Any] = int) -> None:
+        super().__init__()
+        self.value = value
+        self.read = read
+
+    def forward(self, x: Tensor) -> Any:
+        return self.read(self.value)
+
+
+operators = [
+    operator.add,
+    operator.sub,
+    operator.mul,
+    operator.floordiv,
+    operator.mod,
+    operator.lt,
+    operator.le,
+    operator.gt,
+    operator.ge,
+    operator.eq,
+    operator.ne,
+]
+
+
+@given(st.sampled_from(operators), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
+def test_arithmetic_on_values_is_arithmetic_on_their_options(op: Any, a: int, b: int, constant: int) -> None:
+    left, right = ValueChoice([a], label="a"), ValueChoice([b], label="b")
+    for value, expected in (
+        (op(left, right), op(a, b)),
+        (op(left, constant), op(a, constant)),
+        (op(constant, left), op(constant, a)),
+    ):
+        assert isinstance(value, Value)
+        assert value.of({"a": a, "b": b}) == expected
+        assert type(value.of({"a": a, "b": b})) is type(expected)
+
+
+def test_all_values_are_listed_once_in_the_order_of_the_options() -> None:
+    width = ValueChoice([3, 2, 1], label="width")
+    assert (width // 2).all() == (1, 0)
+    assert (width + width).all() == (6, 4, 2)
+
+
+def test_two_objects_with_one_label_are_one_decision() -> None:
+    first, second = ValueChoice([1, 2], label="width"), ValueChoice([1, 2], label="width")
+    assert outcomes({"a": first, "b": second * 10}) == [{"a": 1, "b": 10}, {"a": 2, "b": 20}]
+    assert (first - second).all() == (0,)
+    space = ModelSpace(nn.ModuleList([Reads(first), Reads(second)]))
+    assert dict(space.options) == {"width": (1, 2)}
+
+
+def test_values_without_labels_are_decisions_of_their_own() -> None:
+    assert len(outcomes({"a": ValueChoice([1, 2]), "b": ValueChoice([1, 2])})) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "read", "results"),
+    [
+        ([1, 2], int, [1, 2]),
+        ([0.25, 0.5], float, [0.25, 0.5]),
+        ([1, 3], lambda value: list(range(value)), [[0], [0, 1, 2]]),
+        ([1, 2], lambda value: torch.arange(4)[:value].tolist(), [[0], [0, 1]]),
+        ([3, 5], lambda value: "three" if value == 3 else "other", ["three", "other"]),
+        ([3, 5], lambda value: bool(value != 3 and value > 4), [False, True]),
+        ([0, 2], lambda value: "some" if value else "none", ["none", "some"]),
+    ],
+)
+def test_value_reads_alike_before_and_after_freezing(options: Any, read: Any, results: list[Any]) -> None:
+    space = ModelSpace(Reads(ValueChoice(options, label="c"), read))
+    x = torch.zeros(1)
+    for option, expected in zip(options, results, strict=True):
+        with space.running(space.gates_of({"c": option})):
+            assert read(option) == expected
+            assert space(x) == expected
+        subnet = space.freeze({"c": option})
+        assert type(subnet.value) is type(option)
+        assert subnet(x) == expected
+
+
+def test_value_read_outside_of_its_space_says_where_it_is_decided() -> None:
+    network = Reads(ValueChoice([1, 2], label="c"))
+    space = ModelSpace(network)
+    space(torch.zeros(1))
+    with pytest.raises(
+        RuntimeError, match="ValueChoice 'c' is decided only while its space runs: call the Mod"
+    ):
+        network(torch.zeros(1))
+    with pytest.raises(RuntimeError, match="a ValueChoice without a label is decided only while"):
+        int(ValueChoice([1, 2]))
+
+
+@pytest.mark.parametrize("build", [lambda c: nn.Conv2d(3, c, 3), nn.Dropout])
+def test_value_as_argument_of_torch_nn_points_to_hwnas_nn(build: Callable[[Any], nn.Module]) -> None:
+    with pytest.raises(RuntimeError, match=r"argument of operations in hwnas\.nn, not of those in torch\.nn"):
+        build(ValueChoice([8, 16], label="width"))
+
+
+def test_value_read_as_a_number_under_mixing_weights_is_refused() -> None:
+    space = ModelSpace(Reads(ValueChoice([1, 2], label="c")))
+    with (
+        space.running({"c": Gate((0, 1), torch.tensor([0.5, 0.5]))}),
+        pytest.raises(RuntimeError, match=r"'c' is read as a plain number, but the strategy mixes .*hwnas.nn"),
+    ):
+        space(torch.zeros(1))
+
+
+def test_lists_as_json_has_them_become_tuples() -> None:
+    assert ValueChoice([[3, 5], [[1, 2], 7]], label="c").options == ((3, 5), ((1, 2), 7))
+
+
+@pytest.mark.parametrize("options", [[], [1, 1], [[1, 2], (1, 2)]])
+def test_options_must_be_some_and_different(options: list[Any]) -> None:
+    with pytest.raises(ValueError, match="ValueChoice 'c' needs at least one option and no two equal; got"):
+        ValueChoice(options, label="c")
+
+
+def test_value_prints_as_its_formula() -> None:
+    value = (ValueChoice([1, 2], label="k") - 1) // 2
+    assert repr(value) == "((ValueChoice([1, 2], label='k') - 1) // 2)"
