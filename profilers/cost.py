@@ -1,0 +1,319 @@
+"""Every architecture's cost as a sum of small tables over the choices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from profilers import program
+from profilers.space import Architecture, Option
+
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.integer[Any]]
+
+# Architectures that `of_many` takes at a time: its intermediate arrays then stay in the processor's cache.
+_CHUNK = 16_384
+
+
+@final
+@dataclass(frozen=True)
+class CostTable:
+    """The cost of one place of a network, for every combination of the choices that it depends on.
+
+    Attributes:
+        labels: the choices, one for each axis.
+        values: float64; ``values[i, j]`` is the cost at option ``i`` of the first label and ``j`` of
+            the second.
+    """
+
+    labels: tuple[str, ...]
+    values: Floats
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != len(self.labels):
+            raise ValueError(
+                f"a cost table needs one axis a label: {len(self.labels)} labels {self.labels}, "
+                f"values of shape {self.values.shape}"
+            )
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"the labels of a cost table must differ, got {self.labels}")
+
+
+@final
+class Cost:
+    """What every architecture of a space costs: ``constant + Σ table[a[c1], a[c2], ...]``.
+
+    A place of the network that depends on ``k`` choices is a table of ``k`` axes. Tables over the same
+    choices, or over some of another table's choices, are added up, so that there are as few as possible.
+    A cost does not change after it was made; costs of one space and unit add.
+
+    >>> kernel = CostTable(("kernel", "width"), np.array([[1.0, 2.0], [3.0, 6.0]]))
+    >>> cost = Cost({"kernel": (3, 5), "width": (8, 16)}, 10.0, [kernel], unit="MAC")
+    >>> cost.of({"kernel": 5, "width": 16}), cost.bounds()
+    (16.0, (11.0, 16.0))
+    """
+
+    def __init__(
+        self,
+        options: Mapping[str, tuple[Option, ...]],
+        constant: float,
+        tables: Sequence[CostTable],
+        unit: str,
+    ) -> None:
+        """Add up the tables.
+
+        Args:
+            options: every choice of the space with its options, in the space's order.
+            constant: what every architecture costs.
+            tables: in any order, over labels of ``options`` in any order.
+            unit: ``"ms"``, ``"MAC"``, ... Costs of two units do not add.
+
+        Raises:
+            ValueError: a table has an unknown label, a wrong shape, or a number that is not finite.
+        """
+        for table in tables:
+            _check_table(table, options)
+        if not math.isfinite(constant):
+            raise ValueError(f"a cost's constant must be finite, got {constant}")
+        self.options: Mapping[str, tuple[Option, ...]] = dict(options)
+        self.constant = float(constant) + sum(float(t.values) for t in tables if not t.labels)
+        self.tables = _merged([t for t in tables if t.labels], self.options)
+        self.unit = unit
+        self._column = {label: i for i, label in enumerate(self.options)}
+        self._position = {
+            label: {_hashable(o): i for i, o in enumerate(choice)} for label, choice in self.options.items()
+        }
+        self._used = tuple(label for label in self.options if any(label in t.labels for t in self.tables))
+
+    def of(self, architecture: Mapping[str, Option]) -> float:
+        """The cost of one architecture.
+
+        Raises:
+            ValueError: a label that the cost depends on is missing, or has an option that does not exist.
+        """
+        total = self.constant
+        for table in self.tables:
+            total += float(table.values[tuple(self._index(label, architecture) for label in table.labels)])
+        return total
+
+    def index(self, label: str, option: Option) -> int:
+        """The number of an option among its choice's options.
+
+        Raises:
+            ValueError: the choice does not have the option.
+        """
+        position = self._position[label].get(_hashable(option))
+        if position is None:
+            raise ValueError(f"{label!r} must be one of {self.options[label]}, got {option!r}")
+        return position
+
+    def indices(self, architectures: Sequence[Mapping[str, Option]]) -> npt.NDArray[np.int64]:
+        """The options' numbers, ``(architectures, choices)``, in the order of ``options``.
+
+        Raises:
+            ValueError: a label is missing, or has an option that does not exist.
+        """
+        rows = [
+            [self._index(label, architecture) for label in self.options] for architecture in architectures
+        ]
+        return np.array(rows, dtype=np.int64).reshape(len(rows), len(self.options))
+
+    def of_many(self, indices: Indices) -> Floats:
+        """The costs of many architectures at once, millions a second.
+
+        Args:
+            indices: integers ``(architectures, choices)``: the number of each choice's option, in the
+                order of ``options``.
+
+        Returns:
+            float64 ``(architectures,)``.
+
+        Raises:
+            ValueError: the shape is wrong, or a number is outside its choice's options.
+        """
+        self._check_indices(indices)
+        total = np.full(len(indices), self.constant)
+        for start in range(0, len(indices), _CHUNK):
+            # Whole columns of small integers: contiguous, and half the memory of int64.
+            columns = np.ascontiguousarray(indices[start : start + _CHUNK].T, dtype=np.int32)
+            for labels, cells in self._flat_tables:
+                flat = columns[labels[0][0]] * labels[0][1]
+                for column, stride in labels[1:]:
+                    flat += columns[column] * stride
+                total[start : start + _CHUNK] += cells[flat]
+        return total
+
+    def expected(self, probabilities: Mapping[str, Tensor]) -> Tensor:
+        """The mean cost under independent choices: exact, and differentiable in the probabilities.
+
+        The sum over all cells of the cell's cost times the product of its options' probabilities. It
+        is multilinear, so its gradient for one option is the mean cost given that option.
+
+        Args:
+            probabilities: for each label that the cost depends on, ``(options,)`` numbers that sum to 1.
+
+        Returns:
+            float64 scalar, on the CPU (a loss on another device can add it).
+
+        Raises:
+            ValueError: a label is missing or has a wrong number of probabilities.
+        """
+        cells, factors = self._contraction
+        if not self._used:
+            return torch.tensor(self.constant, dtype=torch.float64)
+        flat = torch.cat([*(self._checked(label, probabilities) for label in self._used), _ONE])
+        product = cells
+        for factor in factors:
+            product = product * flat.index_select(0, factor)
+        return product.sum() + self.constant
+
+    def bounds(self) -> tuple[float, float]:
+        """The cheapest and the dearest cost of the space, exactly."""
+        return self.of(self.minimum()), self.of(self.maximum())
+
+    def minimum(self) -> Architecture:
+        """A cheapest architecture."""
+        return dict(self._extremes[0])
+
+    def maximum(self) -> Architecture:
+        """A dearest architecture."""
+        return dict(self._extremes[1])
+
+    def __mul__(self, factor: float) -> Cost:
+        tables = [CostTable(table.labels, table.values * factor) for table in self.tables]
+        return Cost(self.options, self.constant * factor, tables, self.unit)
+
+    def __neg__(self) -> Cost:
+        return self * -1.0
+
+    def __add__(self, other: Cost) -> Cost:
+        if self.unit != other.unit:
+            raise ValueError(f"costs must have one unit to be added, got {self.unit!r} and {other.unit!r}")
+        if self.options != other.options:
+            raise ValueError(
+                "costs must belong to one space to be added, got the choices "
+                f"{list(self.options)} and {list(other.options)}"
+            )
+        constant = self.constant + other.constant
+        return Cost(self.options, constant, [*self.tables, *other.tables], self.unit)
+
+    @cached_property
+    def _extremes(self) -> tuple[Architecture, Architecture]:
+        cheapest, dearest = program.minimise(self), program.minimise(-self)
+        assert cheapest is not None, "without constraints there is a cheapest architecture"
+        assert dearest is not None, "without constraints there is a dearest architecture"
+        return cheapest, dearest
+
+    @cached_property
+    def _flat_tables(self) -> list[tuple[list[tuple[int, int]], Floats]]:
+        """Each table as (column, stride) of its labels, and its cells in one row."""
+        flat = []
+        for table in self.tables:
+            strides = [math.prod(table.values.shape[axis + 1 :]) for axis in range(len(table.labels))]
+            columns = [self._column[label] for label in table.labels]
+            flat.append((list(zip(columns, strides, strict=True)), table.values.ravel()))
+        return flat
+
+    @cached_property
+    def _contraction(self) -> tuple[Tensor, list[Tensor]]:
+        """All tables' cells in one row, and for each axis the places of the cells' probabilities.
+
+        The places point into the row of all probabilities with a 1 at its end, which stands for the
+        axes that a table does not have. A few operations then contract every table at once.
+        """
+        sizes = [len(self.options[label]) for label in self._used]
+        offset = dict(zip(self._used, np.cumsum([0, *sizes[:-1]]), strict=True)) if sizes else {}
+        width = max((len(table.labels) for table in self.tables), default=0)
+        places: list[list[npt.NDArray[np.int64]]] = [[] for _ in range(width)]
+        for table in self.tables:
+            coordinates = np.indices(table.values.shape).reshape(len(table.labels), -1)
+            for axis in range(width):
+                if axis < len(table.labels):
+                    places[axis].append(coordinates[axis] + offset[table.labels[axis]])
+                else:
+                    places[axis].append(np.full(table.values.size, sum(sizes)))
+        cells = np.concatenate([np.zeros(0), *(table.values.ravel() for table in self.tables)])
+        return torch.from_numpy(cells), [torch.from_numpy(np.concatenate(axis)) for axis in places]
+
+    def _index(self, label: str, architecture: Mapping[str, Option]) -> int:
+        if label not in architecture:
+            raise ValueError(
+                f"the architecture must name an option of {label!r}; it has {list(architecture)}"
+            )
+        return self.index(label, architecture[label])
+
+    def _check_indices(self, indices: Indices) -> None:
+        if indices.ndim != 2 or indices.shape[1] != len(self.options):
+            raise ValueError(
+                f"indices must have the shape (architectures, {len(self.options)}), one column for each "
+                f"of {list(self.options)}, got {indices.shape}"
+            )
+        if not np.issubdtype(indices.dtype, np.integer):
+            raise ValueError(f"indices must be integers, got {indices.dtype}")
+        if not len(indices):
+            return
+        lowest, highest = indices.min(axis=0), indices.max(axis=0)
+        for label, low, high in zip(self.options, lowest, highest, strict=True):
+            if low < 0 or high >= len(self.options[label]):
+                raise ValueError(
+                    f"the indices of {label!r} must lie in 0 to {len(self.options[label]) - 1}, "
+                    f"got {low} to {high}"
+                )
+
+    def _checked(self, label: str, probabilities: Mapping[str, Tensor]) -> Tensor:
+        if label not in probabilities:
+            raise ValueError(f"the probabilities of {label!r} are missing; given: {list(probabilities)}")
+        given = probabilities[label]
+        if given.shape != (len(self.options[label]),):
+            raise ValueError(
+                f"{label!r} needs probabilities of shape ({len(self.options[label])},), one for each of "
+                f"{self.options[label]}, got {tuple(given.shape)}"
+            )
+        return given.to(device="cpu", dtype=torch.float64)
+
+
+_ONE = torch.ones(1, dtype=torch.float64)
+
+
+def _hashable(option: Option) -> Option:
+    """An option that came back from JSON has lists where it had tuples."""
+    return tuple(_hashable(part) for part in option) if isinstance(option, list | tuple) else option
+
+
+def _check_table(table: CostTable, options: Mapping[str, tuple[Option, ...]]) -> None:
+    unknown = [label for label in table.labels if label not in options]
+    if unknown:
+        raise ValueError(f"the labels of a cost table must be choices of the space, {unknown} are not")
+    shape = tuple(len(options[label]) for label in table.labels)
+    if table.values.shape != shape:
+        raise ValueError(
+            f"the cost table over {table.labels} must have the shape {shape}, got {table.values.shape}"
+        )
+    if not np.isfinite(table.values).all():
+        raise ValueError(f"the cost table over {table.labels} must be finite, got {table.values}")
+
+
+def _merged(tables: Sequence[CostTable], options: Mapping[str, tuple[Option, ...]]) -> tuple[CostTable, ...]:
+    """The same sum in fewer tables: one whose labels another one has is added into that one.
+
+    Axes come out in the order of ``options``.
+    """
+    order = {label: i for i, label in enumerate(options)}
+    merged: dict[tuple[str, ...], Floats] = {}
+    for table in sorted(tables, key=lambda table: -len(table.labels)):
+        labels = tuple(sorted(table.labels, key=order.__getitem__))
+        values = table.values.transpose([table.labels.index(label) for label in labels])
+        home = next((other for other in merged if set(labels) <= set(other)), None)
+        if home is None:
+            merged[labels] = np.array(values, dtype=np.float64, order="C")
+        else:
+            merged[home] += values.reshape([len(options[label]) if label in labels else 1 for label in home])
+    return tuple(CostTable(labels, values) for labels, values in merged.items())
