@@ -209,9 +209,9 @@ class ModelSpace(nn.Module):
             self.gates = before
 
     @contextmanager
-    def represented_by(self, subnet: nn.Module) -> Iterator[None]:
-        """Inside the ``with`` block ``space(x)`` is ``subnet(x)``: to judge a subnet in its place."""
-        before, self._stand_in = self._stand_in, (subnet,)
+    def represented_by(self, subnet: nn.Module | None) -> Iterator[None]:
+        """Inside the ``with`` block ``space(x)`` is ``subnet(x)``; None: it is the space itself again."""
+        before, self._stand_in = self._stand_in, None if subnet is None else (subnet,)
         try:
             yield
         finally:

@@ -1,0 +1,7 @@
+"""How an architecture is found: each strategy is a Lightning callback."""
+
+from hwnas.strategies.darts import DARTS
+from hwnas.strategies.proxyless import Proxyless
+from hwnas.strategies.strategy import NonFiniteLossError, Strategy
+
+__all__ = ["DARTS", "NonFiniteLossError", "Proxyless", "Strategy"]

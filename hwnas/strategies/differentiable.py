@@ -1,0 +1,271 @@
+"""Search by gradients: an architecture step of its own before each optimizer step of the weights."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from hwnas.derive import Budget, ranked
+from hwnas.gate import Gate
+from hwnas.space import ModelSpace
+from hwnas.strategies.logits import Logits
+from hwnas.strategies.side_effects import frozen_weights, own_random_numbers
+from hwnas.strategies.strategy import Strategy, mixed_seed, moved_batch, set_epoch
+from profilers.penalty import Penalty
+from profilers.space import Architecture
+
+ArchOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
+
+
+class DifferentiableStrategy(Strategy):
+    """Learns logits by gradient; between Lightning's optimizer steps it takes an architecture step.
+
+    The step runs the user's ``training_step`` on a batch for the architecture, under the policy's gates
+    and Lightning's own precision context, and differentiates its loss, after the penalty, with respect
+    to the logits alone: no weight gradient is computed. Metrics, logs, buffers and random numbers of the
+    user's module are as before afterwards. There is one such step for one optimizer step, at the start of
+    an accumulation window. Under DDP each rank draws its own gates and the logits' gradients are averaged.
+
+    Args:
+        arc_learning_rate: of the architecture optimiser.
+        penalty: makes the cost part of the loss.
+        arch_dataloader: batches of the architecture steps; None: the trainer's validation batches.
+        arch_optimizer: ``(parameters, arc_learning_rate)`` to an optimiser.
+        log_prob_every_n_step: how often the probabilities are logged, in steps; 0: never.
+        warmup_epochs, recalibration_batches, validate_supernet, stop_at_non_finite_loss, seed: as in
+            `Strategy`.
+    """
+
+    def __init__(
+        self,
+        arc_learning_rate: float,
+        penalty: Penalty | None,
+        arch_dataloader: Iterable[Any] | None,
+        arch_optimizer: ArchOptimizer,
+        log_prob_every_n_step: int,
+        warmup_epochs: int,
+        recalibration_batches: int,
+        validate_supernet: bool,
+        stop_at_non_finite_loss: bool,
+        seed: int,
+    ) -> None:
+        super().__init__(
+            warmup_epochs, recalibration_batches, validate_supernet, stop_at_non_finite_loss, seed
+        )
+        self.arc_learning_rate = arc_learning_rate
+        self.penalty = penalty
+        self.arch_dataloader = arch_dataloader
+        self.log_prob_every_n_step = log_prob_every_n_step
+        self._make_optimizer = arch_optimizer
+        self._logits: Logits | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._loaded: Mapping[str, Any] | None = None
+        self._batches: _Batches | None = None
+
+    @abstractmethod
+    def architecture_gates(self, generator: torch.Generator) -> Mapping[str, Gate]:
+        """The gates of an architecture step, whose weights lead to the logits."""
+
+    def after_architecture_step(self, gates: Mapping[str, Gate], before: Mapping[str, Tensor]) -> None:
+        """What the method does to the logits after the optimiser; ``before`` are those before it."""
+
+    # ---- the answer
+
+    @property
+    def logits(self) -> Logits:
+        """The policy. Raises ``RuntimeError`` before a space is known."""
+        if self._logits is None:
+            _ = self.space  # says what is missing
+        assert self._logits is not None
+        return self._logits
+
+    def probabilities(self) -> dict[str, Tensor]:
+        return {label: found.detach() for label, found in self.logits.probabilities().items()}
+
+    def architecture(self, max_cost: Budget | None = None) -> Architecture:
+        return self.top_k(1, max_cost)[0]
+
+    def top_k(self, k: int, max_cost: Budget | None = None) -> list[Architecture]:
+        """The best ``k`` by `hwnas.derive.score`, exactly, best first; fewer where the budget leaves fewer."""
+        if max_cost is None and self.penalty is not None:
+            max_cost = {self.penalty.profiler: self.penalty.baseline}
+        found = list(islice(ranked(self.space, self.probabilities(), max_cost), k))
+        if not found:
+            raise ValueError(f"no architecture of the space keeps to all of {max_cost}")
+        return found
+
+    # ---- set-up
+
+    def prepare(self, space: ModelSpace) -> None:
+        space.check_can_mix()
+        self._logits = Logits(space.options, torch.Generator().manual_seed(self.seed))
+        self._optimizer = self._make_optimizer(self._logits.parameters(), self.arc_learning_rate)
+        if self._loaded is not None:
+            self.load_policy_state(self._loaded)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        self.logits.to(pl_module.device)
+        for state in self._arch_optimizer.state.values():
+            state.update({name: _moved(value, pl_module.device) for name, value in state.items()})
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        loader = self.arch_dataloader
+        if loader is None:
+            loaders = trainer.val_dataloaders
+            loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
+        if loader is None:
+            raise ValueError(
+                f"{type(self).__name__} needs batches for its architecture steps: give "
+                f"{type(self).__name__}(arch_dataloader=…), or validation batches to Trainer.fit"
+            )
+        self._batches = _Batches(loader, self.seed)
+
+    @property
+    def _arch_optimizer(self) -> torch.optim.Optimizer:
+        assert self._optimizer is not None  # prepare made it
+        return self._optimizer
+
+    # ---- the architecture step
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        opens_window = batch_idx % trainer.accumulate_grad_batches == 0
+        if opens_window and trainer.current_epoch >= self.warmup_epochs:
+            self._architecture_step(trainer, pl_module, batch_idx)
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self.log_prob_every_n_step and trainer.global_step % self.log_prob_every_n_step == 0:
+            self._log_probabilities(trainer)
+
+    def _architecture_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch_idx: int) -> None:
+        assert self._batches is not None  # on_train_start made them
+        batch = moved_batch(trainer, self._batches.next(trainer.current_epoch))
+        gates = self.architecture_gates(self.generator(trainer, 3))
+        parameters = self.logits.parameters()
+        with (
+            self._on_the_side(pl_module, None, batch),
+            frozen_weights(pl_module),
+            own_random_numbers(self.step_seed(trainer, 4)),
+        ):
+            with self.space.running(gates), trainer.precision_plugin.train_step_context():
+                loss = _loss(pl_module.training_step(batch, batch_idx))
+            if loss is None:
+                return
+            self.check_finite(loss, trainer, "architecture")
+            if self.penalty is not None:
+                loss = self.penalty(loss, self.logits.probabilities())
+            # Here, while the buffers are still those of the forward pass: autograd checks them.
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = torch.zeros_like(parameter) if gradient is None else gradient
+        _average([parameter.grad for parameter in parameters if parameter.grad is not None])
+        before = self.logits.state_dict()
+        self._arch_optimizer.step()
+        self._arch_optimizer.zero_grad()
+        self.after_architecture_step(gates, before)
+        if self.penalty is not None:
+            self.penalty.update(self.probabilities())
+
+    # ---- logs
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        found = self.probabilities()
+        entropies = [-(p * p.clamp_min(1e-12).log()).sum() for p in found.values()]
+        pl_module.log("architecture_entropy", torch.stack(entropies).mean().float())
+        if self.penalty is not None:
+            profiler = self.penalty.profiler
+            pl_module.log(f"expected_{profiler.unit}", float(profiler.cost.expected(found)))
+            for name, value in self.penalty.state_dict().items():
+                pl_module.log(f"penalty_{name}", float(value))
+
+    def _log_probabilities(self, trainer: pl.Trainer) -> None:
+        rows = {
+            f"probability/{label}/{option}": float(p)
+            for label, found in self.probabilities().items()
+            for option, p in zip(self.space.options[label], found, strict=True)
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(rows, step=trainer.global_step)
+
+    # ---- checkpoints
+
+    def policy_state(self) -> dict[str, Any]:
+        if self._logits is None:
+            return dict(self._loaded or {})
+        return {
+            "logits": self._logits.state_dict(),
+            "optimizer": self._arch_optimizer.state_dict(),
+            "penalty": {} if self.penalty is None else self.penalty.state_dict(),
+        }
+
+    def load_policy_state(self, state: Mapping[str, Any]) -> None:
+        if self._logits is None:
+            self._loaded = state
+            return
+        self._logits.load_state_dict(state["logits"])
+        self._arch_optimizer.load_state_dict(dict(state["optimizer"]))
+        if self.penalty is not None and state["penalty"]:
+            self.penalty.load_state_dict(state["penalty"])
+
+
+class _Batches:
+    """Architecture batches without end: which one comes depends on the epoch and its number alone."""
+
+    def __init__(self, loader: Iterable[Any], seed: int) -> None:
+        self._loader = loader
+        self._seed = seed
+        self._epoch = -1
+        self._number = 0
+        self._round = 0
+        self._iterator: Iterator[Any] = iter(())
+
+    def next(self, epoch: int) -> Any:
+        if epoch != self._epoch:
+            self._epoch, self._number, self._round = epoch, 0, 0
+            self._iterator = iter(())
+        self._number += 1
+        with own_random_numbers(mixed_seed(self._seed, epoch, self._number)):
+            for _ in range(2):
+                for batch in self._iterator:
+                    return batch
+                # A loader that is shorter than the epoch starts again, in another order.
+                set_epoch(self._loader, 1009 * epoch + self._round)
+                self._round += 1
+                self._iterator = iter(self._loader)
+        raise ValueError("the loader of the architecture batches is empty: give it at least one batch")
+
+
+def _average(gradients: list[Tensor]) -> None:
+    """The mean over all ranks, in place."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(flat)
+        flat /= torch.distributed.get_world_size()
+        sizes = [gradient.numel() for gradient in gradients]
+        for gradient, mean in zip(gradients, flat.split(sizes), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def _loss(output: Any) -> Tensor | None:
+    """What a ``training_step`` may return: a loss, a dictionary with one, or nothing to skip the batch."""
+    loss = output.get("loss") if isinstance(output, dict) else output
+    if loss is not None and not isinstance(loss, Tensor):
+        raise TypeError(
+            "training_step must return a loss tensor, a dictionary with 'loss', or None; "
+            f"got {type(output).__name__}"
+        )
+    return loss
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    # Adam keeps its step counters on the CPU: they have no dimension.
+    return value.to(device) if isinstance(value, Tensor) and value.ndim else value

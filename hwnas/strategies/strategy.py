@@ -1,0 +1,339 @@
+"""What every strategy is: a Lightning callback that decides the gates and judges what it would return."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.data import extract_batch_size
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from hwnas.derive import Budget
+from hwnas.gate import Gate
+from hwnas.recalibrate import recalibrate
+from hwnas.space import ModelSpace
+from hwnas.strategies.side_effects import (
+    Logged,
+    StandIns,
+    captured_logs,
+    kept_buffers,
+    own_random_numbers,
+    random_states,
+    set_random_states,
+)
+from profilers.space import Architecture
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became infinite or not a number; no weight was changed by it."""
+
+
+class Strategy(pl.Callback, ABC):
+    """Decides the gates of each step, and validates the architecture that it would return now.
+
+    The user's ``LightningModule`` contains one `ModelSpace` and stays in automatic optimisation. Nothing of
+    it is wrapped: gradient clipping, accumulation, mixed precision, schedules, EMA and checkpoints are
+    Lightning's own.
+
+    Validation runs the current answer (`architecture`) as a frozen subnet whose BatchNorm statistics were
+    recalibrated on a fixed set of training batches, in the space's place; what the user logs as ``val_*``
+    speaks for it. The supernet is validated beside it; its metrics are logged as ``supernet_val_*``.
+    Lightning's sanity check before the training, and ``Trainer.validate``, have no training batches:
+    there the subnet keeps the supernet's statistics.
+
+    A search resumes exactly from a checkpoint that was written at the end of an epoch. Inside an epoch,
+    Lightning starts the epoch's batches again: save at epoch ends (``ModelCheckpoint``'s default).
+
+    Args:
+        warmup_epochs: epochs in which the weights are trained alone.
+        recalibration_batches: how many training batches set a subnet's BatchNorm statistics.
+        validate_supernet: whether validation also runs the supernet.
+        stop_at_non_finite_loss: whether a loss that is no number ends the search with an error, before
+            any weight is touched.
+        seed: of all that the strategy draws. What is drawn at a step depends on the seed and the step
+            alone; global random numbers are neither used nor moved.
+    """
+
+    def __init__(
+        self,
+        warmup_epochs: int,
+        recalibration_batches: int,
+        validate_supernet: bool,
+        stop_at_non_finite_loss: bool,
+        seed: int,
+    ) -> None:
+        if warmup_epochs < 0 or recalibration_batches < 1:
+            raise ValueError(
+                "warmup_epochs must be at least 0 and recalibration_batches at least 1; "
+                f"got {warmup_epochs} and {recalibration_batches}"
+            )
+        self.warmup_epochs = warmup_epochs
+        self.recalibration_batches = recalibration_batches
+        self.validate_supernet = validate_supernet
+        self.stop_at_non_finite_loss = stop_at_non_finite_loss
+        self.seed = seed
+        self._space: ModelSpace | None = None
+        self._stand_ins: StandIns | None = None
+        self._training_batches: list[Any] = []
+        self._validation = contextlib.ExitStack()
+        self._is_validating = False
+        self._supernet_logged = Logged()
+        self._loaded_random_states: dict[str, Any] | None = None
+
+    # ---- what a strategy is
+
+    @abstractmethod
+    def prepare(self, space: ModelSpace) -> None:
+        """Makes the policy for a space; called once, before the first step. Refuses what it cannot search."""
+
+    @abstractmethod
+    def weight_gates(self, generator: torch.Generator) -> Mapping[str, Gate]:
+        """The gates of a weight step."""
+
+    @abstractmethod
+    def architecture(self, max_cost: Budget | None = None) -> Architecture:
+        """The best architecture that the strategy knows now.
+
+        Args:
+            max_cost: profilers with what the architecture may cost at most by each; None: the budget that
+                the strategy searched under, if any.
+
+        Raises:
+            ValueError: nothing in the space keeps to the budget.
+            RuntimeError: the strategy has not seen a space yet.
+        """
+
+    @abstractmethod
+    def top_k(self, k: int, max_cost: Budget | None = None) -> list[Architecture]:
+        """The best ``k`` architectures, best first; fewer where the budget leaves fewer."""
+
+    @abstractmethod
+    def probabilities(self) -> dict[str, Tensor]:
+        """Each label with the probabilities of its options."""
+
+    @abstractmethod
+    def policy_state(self) -> dict[str, Any]:
+        """What the policy has learned, as tensors and plain Python."""
+
+    @abstractmethod
+    def load_policy_state(self, state: Mapping[str, Any]) -> None:
+        """Takes it back. The space may not be known yet."""
+
+    # ---- set-up
+
+    @property
+    def space(self) -> ModelSpace:
+        """The space that is searched. Raises ``RuntimeError`` before a trainer has shown one."""
+        if self._space is None:
+            raise RuntimeError(
+                f"{type(self).__name__} has not seen a space yet: give it to Trainer(callbacks=[…]) and "
+                "fit a LightningModule that contains a ModelSpace"
+            )
+        return self._space
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        spaces = [module for module in pl_module.modules() if isinstance(module, ModelSpace)]
+        if len(spaces) != 1:
+            raise ValueError(
+                f"{type(self).__name__} searches the one ModelSpace inside the LightningModule; "
+                f"{type(pl_module).__name__} contains {len(spaces)}"
+            )
+        if not pl_module.automatic_optimization:
+            raise ValueError(
+                f"{type(self).__name__} acts between Lightning's own optimizer steps and needs automatic "
+                f"optimisation; {type(pl_module).__name__} sets automatic_optimization = False"
+            )
+        if self._space is not spaces[0]:
+            self._space = spaces[0]
+            self.prepare(spaces[0])
+        self._stand_ins = StandIns(pl_module)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Before Lightning makes the first epoch's iterator, whose seed comes from these.
+        if self._loaded_random_states is not None:
+            set_random_states(self._loaded_random_states)
+            self._loaded_random_states = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        with own_random_numbers(self.seed):
+            loader = _first(trainer.train_dataloader)
+            set_epoch(loader, 0)
+            # A copy: iterating over a loader with persistent workers would restart the trainer's iterator.
+            batches = iter(copy.copy(loader) if isinstance(loader, DataLoader) else loader)
+            self._training_batches = list(itertools.islice(batches, self.recalibration_batches))
+
+    # ---- the weight step
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.space.gates = self.weight_gates(self.generator(trainer, 0))
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        self.check_finite(loss, trainer, "weight")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.space.gates = None
+
+    def on_exception(self, *_: Any) -> None:
+        self._leave_validation()
+        if self._space is not None:
+            self._space.gates = None
+
+    def check_finite(self, loss: Tensor, trainer: pl.Trainer, step: str) -> None:
+        """Raises `NonFiniteLossError`."""
+        if self.stop_at_non_finite_loss and not math.isfinite(float(loss.detach())):
+            raise NonFiniteLossError(
+                f"the loss of the {step} step is {float(loss.detach())} in epoch {trainer.current_epoch}, "
+                f"step {trainer.global_step}; no weight was changed by it. The last good checkpoint is kept: "
+                "lower the learning rate or clip gradients (Trainer(gradient_clip_val=…)) and resume from it"
+            )
+
+    def generator(self, trainer: pl.Trainer, stream: int) -> torch.Generator:
+        """Random numbers of this batch: a function of the seed, the batch's number and ``stream``."""
+        return torch.Generator().manual_seed(self.step_seed(trainer, stream))
+
+    def step_seed(self, trainer: pl.Trainer, stream: int) -> int:
+        """A seed for this batch: a function of the strategy's seed, the batch's number and ``stream``."""
+        return mixed_seed(self.seed, trainer.fit_loop.epoch_loop.total_batch_idx, stream)
+
+    # ---- validation
+
+    def on_validation_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        # Not at the start of the validation: callbacks that swap weights (EMA) do it there.
+        if not self._is_validating:
+            self._is_validating = True
+            self._supernet_logged = Logged()
+            self._metrics.reset()
+            subnet = self.subnet(pl_module, self.architecture())
+            self._validation.enter_context(self.space.represented_by(subnet))
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if not self.validate_supernet:
+            return
+        arguments = [batch, batch_idx]
+        if len(trainer.num_val_batches) > 1:
+            arguments.append(dataloader_idx)
+        gates = self.weight_gates(torch.Generator().manual_seed(mixed_seed(self.seed, batch_idx, 1)))
+        with (
+            self._on_the_side(pl_module, self._supernet_logged, batch),
+            own_random_numbers(mixed_seed(self.seed, batch_idx, 2)),
+            self.space.represented_by(None),
+            self.space.running(gates),
+            trainer.precision_plugin.val_step_context(),
+        ):
+            pl_module.validation_step(*arguments)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.validate_supernet:
+            for name, value in self._supernet_logged.means().items():
+                pl_module.log(f"supernet_{name}", value, sync_dist=trainer.world_size > 1)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._leave_validation()
+
+    def _leave_validation(self) -> None:
+        self._validation.close()
+        self._is_validating = False
+
+    def subnet(self, pl_module: pl.LightningModule, architecture: Architecture) -> torch.nn.Module:
+        """An architecture's subnet with recalibrated BatchNorm statistics, in evaluation mode."""
+        subnet = self.space.freeze(architecture).eval()
+        if not self._training_batches:
+            return subnet
+
+        def run(batch: Any) -> None:
+            moved = moved_batch(pl_module.trainer, batch)
+            with self._on_the_side(pl_module, None, moved), self.space.represented_by(subnet):
+                pl_module.training_step(moved, 0)
+
+        with own_random_numbers(self.seed), pl_module.trainer.precision_plugin.val_step_context():
+            return recalibrate(subnet, self._training_batches, run)
+
+    @property
+    def _metrics(self) -> StandIns:
+        assert self._stand_ins is not None  # setup made them
+        return self._stand_ins
+
+    @contextlib.contextmanager
+    def _on_the_side(
+        self, pl_module: pl.LightningModule, logged: Logged | None, batch: Any
+    ) -> Iterator[None]:
+        """The user's step can be run here: its metrics, logs and buffers are as before afterwards."""
+        with (
+            self._metrics.installed(),
+            captured_logs(pl_module, logged, _batch_size(batch)),
+            kept_buffers(pl_module),
+        ):
+            yield
+
+    # ---- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"policy": self.policy_state(), "random": random_states()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.load_policy_state(state_dict["policy"])
+        self._loaded_random_states = state_dict["random"]
+
+
+def mixed_seed(*parts: int) -> int:
+    """One seed of several numbers; neighbouring numbers give unrelated seeds."""
+    mixed = 0
+    for part in parts:
+        # The mixing step of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+        mixed = (mixed + part + 0x9E3779B97F4A7C15) % 2**64
+        mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
+        mixed ^= mixed >> 31
+    return mixed % 2**63
+
+
+def moved_batch(trainer: pl.Trainer, batch: Any) -> Any:
+    """A batch as the trainer's own loop hands it to a step: converted, transferred, hooks called."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def set_epoch(loader: Any, epoch: int) -> None:
+    """Tells a loader's samplers which epoch it is, those that want to know."""
+    for sampler in (getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)):
+        tell = getattr(sampler, "set_epoch", None)
+        if tell is not None:
+            tell(epoch)
+
+
+def _first(loaders: Any) -> Iterable[Any]:
+    """The loader itself: the trainer's property gives a list where there are several."""
+    return loaders if not isinstance(loaders, list | tuple) else loaders[0]
+
+
+def _batch_size(batch: Any) -> int:
+    try:
+        return int(extract_batch_size(batch))
+    except pl.utilities.exceptions.MisconfigurationException:
+        return 1  # nothing in it has a length: every batch counts the same
