@@ -93,7 +93,7 @@ class DifferentiableStrategy(Strategy):
         return self.top_k(1, max_cost)[0]
 
     def top_k(self, k: int, max_cost: Budget | None = None) -> list[Architecture]:
-        """The best ``k`` by `hwnas.derive.score`, exactly, best first; fewer where the budget leaves fewer."""
+        """The best ``k`` by `hwnas.derive.score`, exactly; fewer where the budget leaves fewer."""
         if max_cost is None and self.penalty is not None:
             max_cost = {self.penalty.profiler: self.penalty.baseline}
         found = list(islice(ranked(self.space, self.probabilities(), max_cost), k))
@@ -251,7 +251,7 @@ def _average(gradients: list[Tensor]) -> None:
         torch.distributed.all_reduce(flat)
         flat /= torch.distributed.get_world_size()
         sizes = [gradient.numel() for gradient in gradients]
-        for gradient, mean in zip(gradients, flat.split(sizes), strict=True):
+        for gradient, mean in zip(gradients, torch.split(flat, sizes), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
 

@@ -85,7 +85,7 @@ def captured_logs(module: pl.LightningModule, logged: Logged | None, batch_size:
 
     # The instance's attribute hides the method of its class.
     before = {name: vars(module)[name] for name in ("log", "log_dict") if name in vars(module)}
-    vars(module).update(log=log, log_dict=log_dict)
+    vars(module)["log"], vars(module)["log_dict"] = log, log_dict
     try:
         yield
     finally:
@@ -132,7 +132,8 @@ def own_random_numbers(seed: int) -> Iterator[None]:
 
 def random_states() -> dict[str, Any]:
     """The global random states as tensors and plain Python, which Lightning's checkpoints can hold."""
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # a tuple, when legacy
+    keys = np.asarray(keys)
     version, internal, gauss_next = random.getstate()
     return {
         "torch": torch.get_rng_state(),

@@ -13,6 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.data import extract_batch_size
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -329,11 +330,12 @@ def set_epoch(loader: Any, epoch: int) -> None:
 
 def _first(loaders: Any) -> Iterable[Any]:
     """The loader itself: the trainer's property gives a list where there are several."""
-    return loaders if not isinstance(loaders, list | tuple) else loaders[0]
+    first: Iterable[Any] = loaders[0] if isinstance(loaders, list | tuple) else loaders
+    return first
 
 
 def _batch_size(batch: Any) -> int:
     try:
         return int(extract_batch_size(batch))
-    except pl.utilities.exceptions.MisconfigurationException:
+    except MisconfigurationException:
         return 1  # nothing in it has a length: every batch counts the same
