@@ -119,12 +119,13 @@ def survey(space: ModelSpace, example_inputs: Sequence[Tensor]) -> list[Site]:
     for _ in range(_CHECKED // 2):
         found.look(space.random(generator))
     found.cover()
+    found.confirm()
     return found.sites()
 
 
 def parameter_sites(space: ModelSpace) -> list[Site]:
     """Parts that hold every parameter of the frozen network exactly once."""
-    network = _on_meta(space.network)
+    network = on_meta(space.network)
     paths: dict[int, list[tuple[Condition, ...]]] = {}
     modules: dict[int, tuple[str, nn.Module]] = {}
     for name, module, path in _walk(network, "", ()):
@@ -216,11 +217,7 @@ class _Findings:
             if first[label] != second[label] and label not in self._deciding[key]
         ]
         if not differing:
-            raise RuntimeError(
-                f"site '{key.name}' was given different shapes in two runs of equal choices "
-                f"({_signature(call)} before): its shapes must be decided by the choices alone, not by "
-                "random numbers, counters or values"
-            )
+            raise _undecided(key, call)
 
         def is_changed_by(labels: Sequence[str]) -> bool:
             mixed = {**first, **{label: second[label] for label in labels}}
@@ -241,6 +238,14 @@ class _Findings:
         self._known[key] = {}
         for architecture, calls in self._runs:
             self._learn(key, architecture, calls.get(key))
+
+    def confirm(self) -> None:
+        """Runs one architecture twice more: equal choices must give equal shapes."""
+        architecture, before = self._runs[0]
+        for again in (self._runner.run_anew(architecture), self._runner.run_anew(architecture)):
+            for key in before.keys() | again.keys():
+                if _signature(before.get(key)) != _signature(again.get(key)):
+                    raise _undecided(key, before.get(key))
 
     def cover(self) -> None:
         """Runs until every combination of each key's deciding labels has been seen."""
@@ -284,7 +289,7 @@ class _Runner:
     """Runs a copy of the network on the ``meta`` device, each distinct site once."""
 
     def __init__(self, space: ModelSpace, example_inputs: Sequence[Tensor]) -> None:
-        self._plain = _on_meta(space.network)
+        self._plain = on_meta(space.network)
         self._space = ModelSpace(copy.deepcopy(self._plain))
         self._inputs = [_to_meta(given) for given in example_inputs]
         self._modules = dict(self._plain.named_modules())
@@ -311,10 +316,11 @@ class _Runner:
         """What every site is given under an architecture, those of branches not taken included."""
         options = tuple(architecture.values())
         if options not in self._runs:
-            self._runs[options] = self._run(architecture)
+            self._runs[options] = self.run_anew(architecture)
         return self._runs[options]
 
-    def _run(self, architecture: Architecture) -> dict[_Key, _Call]:
+    def run_anew(self, architecture: Architecture) -> dict[_Key, _Call]:
+        """As `run`, whether or not the architecture has been run before."""
         self._architecture, self._seen = architecture, {}
         self._path, self._containers, self._inside_site = [], [], False
         gates = self._space.gates_of(architecture)
@@ -502,6 +508,14 @@ def _flat(thing: Any) -> Iterator[Any]:
         yield thing
 
 
+def _undecided(key: _Key, call: _Call | None) -> RuntimeError:
+    return RuntimeError(
+        f"site '{key.name}' was given different shapes in two runs of equal choices (once "
+        f"{_signature(call)}): its shapes must be decided by the choices alone, not by random numbers, "
+        "counters or values"
+    )
+
+
 def _signature(call: _Call | None) -> str | None:
     return None if call is None else call.signature
 
@@ -514,7 +528,7 @@ def _shifted(space: ModelSpace, base: Architecture, shift: int) -> Architecture:
     }
 
 
-def _on_meta(network: nn.Module) -> nn.Module:
+def on_meta(network: nn.Module) -> nn.Module:
     """A copy in evaluation mode whose tensors have shapes but no memory."""
     memo: dict[int, Any] = {}
     for parameter in network.parameters():
