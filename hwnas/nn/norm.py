@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,7 +59,9 @@ class BatchNorm2d(MixedOperation, nn.BatchNorm2d):
         )
         if self.affine:
             plain.weight = freezer.part(self.weight, self.weight[:width])
-            plain.bias = freezer.part(self.bias, self.bias[:width])
+            # Newer torch has ``bias=False``.
+            bias = cast("Tensor | None", self.bias)
+            plain.register_parameter("bias", None if bias is None else freezer.part(bias, bias[:width]))
         if self.running_mean is not None and self.running_var is not None:
             plain.running_mean = self.running_mean[:width].clone()
             plain.running_var = self.running_var[:width].clone()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -58,3 +59,12 @@ def test_input_of_the_wrong_rank_is_refused_as_torch_does() -> None:
     space = ModelSpace(BatchNorm2d(ValueChoice([2, 4], label="width")))
     with pytest.raises(ValueError, match="expected 4D input"):
         space(torch.randn(2, 2))
+
+
+@pytest.mark.skipif("bias" not in inspect.signature(nn.BatchNorm2d).parameters, reason="of newer torch")
+def test_norm_without_bias_freezes_to_one_without() -> None:
+    space = ModelSpace(BatchNorm2d(ValueChoice([2, 4], label="width"), bias=False)).eval()
+    subnet = space.freeze({"width": 2})
+    assert subnet.bias is None
+    x = torch.randn(1, 2, 3, 3)
+    torch.testing.assert_close(subnet(x), space(x))
