@@ -268,11 +268,6 @@ class Fails(nn.Module):
         raise ArithmeticError("on purpose")
 
 
-def gates_left(space: ModelSpace) -> list[str]:
-    held = [module for module in space.modules() if getattr(module, "gate", None) is not None]
-    return [type(module).__name__ for module in held]
-
-
 @pytest.mark.parametrize("last", [nn.Identity(), Fails()])
 def test_gates_are_gone_after_the_forward_also_when_it_raises(last: nn.Module) -> None:
     number = Number([1, 2], "n")
