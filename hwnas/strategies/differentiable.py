@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
@@ -16,7 +17,7 @@ from hwnas.derive import Budget, ranked
 from hwnas.gate import Gate
 from hwnas.space import ModelSpace
 from hwnas.strategies.logits import Logits
-from hwnas.strategies.side_effects import frozen_weights, own_random_numbers
+from hwnas.strategies.side_effects import frozen_weights, own_loader_numbers, own_random_numbers
 from hwnas.strategies.strategy import Strategy, mixed_seed, moved_batch, set_epoch
 from profilers.penalty import Penalty
 from profilers.space import Architecture
@@ -31,12 +32,16 @@ class DifferentiableStrategy(Strategy):
     and Lightning's own precision context, and differentiates its loss, after the penalty, with respect
     to the logits alone: no weight gradient is computed. Metrics, logs, buffers and random numbers of the
     user's module are as before afterwards. There is one such step for one optimizer step, at the start of
-    an accumulation window. Under DDP each rank draws its own gates and the logits' gradients are averaged.
+    an accumulation window.
+
+    Under DDP all ranks draw the same gates, so that their logits stay equal, and the logits' gradients are
+    averaged over the ranks' batches: give ``arch_dataloader`` a ``DistributedSampler`` (Lightning gives
+    one to validation loaders).
 
     Args:
         arc_learning_rate: of the architecture optimiser.
         penalty: makes the cost part of the loss.
-        arch_dataloader: batches of the architecture steps; None: the trainer's validation batches.
+        arch_dataloader: batches of the architecture steps; None: the trainer's (first) validation loader.
         arch_optimizer: ``(parameters, arc_learning_rate)`` to an optimiser.
         log_prob_every_n_step: how often the probabilities are logged, in steps; 0: never.
         warmup_epochs, recalibration_batches, validate_supernet, stop_at_non_finite_loss, seed: as in
@@ -68,6 +73,7 @@ class DifferentiableStrategy(Strategy):
         self._optimizer: torch.optim.Optimizer | None = None
         self._loaded: Mapping[str, Any] | None = None
         self._batches: _Batches | None = None
+        self._position = (0, 0)
 
     @abstractmethod
     def architecture_gates(self, generator: torch.Generator) -> Mapping[str, Gate]:
@@ -120,14 +126,17 @@ class DifferentiableStrategy(Strategy):
         super().on_train_start(trainer, pl_module)
         loader = self.arch_dataloader
         if loader is None:
-            loaders = trainer.val_dataloaders
-            loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
+            validation = trainer.fit_loop.epoch_loop.val_loop
+            if validation._combined_loader is None:  # validation is not due in this epoch
+                validation.setup_data()
+            if validation._combined_loader is not None:
+                loader = next(iter(validation._combined_loader.flattened), None)
         if loader is None:
             raise ValueError(
                 f"{type(self).__name__} needs batches for its architecture steps: give "
                 f"{type(self).__name__}(arch_dataloader=…), or validation batches to Trainer.fit"
             )
-        self._batches = _Batches(loader, self.seed)
+        self._batches = _Batches(loader, self.seed, self._position)
 
     @property
     def _arch_optimizer(self) -> torch.optim.Optimizer:
@@ -148,7 +157,7 @@ class DifferentiableStrategy(Strategy):
 
     def _architecture_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch_idx: int) -> None:
         assert self._batches is not None  # on_train_start made them
-        batch = moved_batch(trainer, self._batches.next(trainer.current_epoch))
+        batch = moved_batch(trainer, self._batches.next())
         gates = self.architecture_gates(self.generator(trainer, 3))
         parameters = self.logits.parameters()
         with (
@@ -205,6 +214,7 @@ class DifferentiableStrategy(Strategy):
             "logits": self._logits.state_dict(),
             "optimizer": self._arch_optimizer.state_dict(),
             "penalty": {} if self.penalty is None else self.penalty.state_dict(),
+            "batches": self._position if self._batches is None else self._batches.position,
         }
 
     def load_policy_state(self, state: Mapping[str, Any]) -> None:
@@ -215,33 +225,55 @@ class DifferentiableStrategy(Strategy):
         self._arch_optimizer.load_state_dict(dict(state["optimizer"]))
         if self.penalty is not None and state["penalty"]:
             self.penalty.load_state_dict(state["penalty"])
+        self._position = state["batches"]
+        self._batches = None
 
 
 class _Batches:
-    """Architecture batches without end: which one comes depends on the epoch and its number alone."""
+    """Architecture batches without end, pass after pass over a loader.
 
-    def __init__(self, loader: Iterable[Any], seed: int) -> None:
+    Which batch comes depends on the seed, the pass and the place in it alone, so that a resumed search
+    goes on with the batch that comes next.
+
+    Args:
+        loader: anything that can be iterated again and again.
+        seed: of the loader's random numbers.
+        start: pass and place to go on from; getting there draws the batches of the pass again.
+    """
+
+    def __init__(self, loader: Iterable[Any], seed: int, start: tuple[int, int] = (0, 0)) -> None:
         self._loader = loader
         self._seed = seed
-        self._epoch = -1
-        self._number = 0
-        self._round = 0
-        self._iterator: Iterator[Any] = iter(())
+        self._pass, place = start
+        self._place = 0
+        self._iterator = self._begin()
+        for _ in range(place):
+            self.next()
 
-    def next(self, epoch: int) -> Any:
-        if epoch != self._epoch:
-            self._epoch, self._number, self._round = epoch, 0, 0
-            self._iterator = iter(())
-        self._number += 1
-        with own_random_numbers(mixed_seed(self._seed, epoch, self._number)):
-            for _ in range(2):
+    @property
+    def position(self) -> tuple[int, int]:
+        return self._pass, self._place
+
+    def next(self) -> Any:
+        for _ in range(2):
+            with self._own_numbers():
                 for batch in self._iterator:
+                    self._place += 1
                     return batch
-                # A loader that is shorter than the epoch starts again, in another order.
-                set_epoch(self._loader, 1009 * epoch + self._round)
-                self._round += 1
-                self._iterator = iter(self._loader)
+            self._pass, self._place = self._pass + 1, 0
+            self._iterator = self._begin()
         raise ValueError("the loader of the architecture batches is empty: give it at least one batch")
+
+    def _begin(self) -> Iterator[Any]:
+        set_epoch(self._loader, self._pass)
+        with self._own_numbers():
+            return iter(self._loader)
+
+    @contextlib.contextmanager
+    def _own_numbers(self) -> Iterator[None]:
+        seed = mixed_seed(self._seed, self._pass, self._place)
+        with own_random_numbers(seed), own_loader_numbers([self._loader], seed):
+            yield
 
 
 def _average(gradients: list[Tensor]) -> None:

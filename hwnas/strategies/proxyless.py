@@ -88,7 +88,8 @@ class Proxyless(DifferentiableStrategy):
             if self.paths == "full" or len(logits) < 3:
                 gates[label] = _binary_gate(logits, tuple(range(len(logits))), generator)
             else:
-                chances = logits.detach().softmax(dim=0).cpu()
+                # Two have to be drawn also where rounding leaves all but one at 0.
+                chances = logits.detach().softmax(dim=0).cpu().clamp(min=1e-30)
                 two = torch.multinomial(chances, 2, generator=generator)
                 gates[label] = _binary_gate(logits, tuple(two.tolist()), generator)
         return gates

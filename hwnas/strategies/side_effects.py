@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, final
 
 import numpy as np
@@ -84,7 +84,7 @@ def captured_logs(module: pl.LightningModule, logged: Logged | None, batch_size:
             log(name, value, **keywords)
 
     # The instance's attribute hides the method of its class.
-    before = {name: vars(module)[name] for name in ("log", "log_dict") if name in vars(module)}
+    before: dict[str, Any] = {n: vars(module)[n] for n in ("log", "log_dict") if n in vars(module)}
     vars(module)["log"], vars(module)["log_dict"] = log, log_dict
     try:
         yield
@@ -96,14 +96,20 @@ def captured_logs(module: pl.LightningModule, logged: Logged | None, batch_size:
 
 @contextlib.contextmanager
 def kept_buffers(module: nn.Module) -> Iterator[None]:
-    """Buffers (BatchNorm statistics and any other) are as before afterwards."""
-    buffers = [buffer for buffer in module.buffers() if buffer is not None]
-    saved = [buffer.detach().clone() for buffer in buffers]
+    """Buffers (BatchNorm statistics and any other) are as before afterwards, also where one was replaced."""
+    places = [
+        (holder, name, buffer)
+        for holder in module.modules()
+        for name, buffer in holder._buffers.items()
+        if buffer is not None
+    ]
+    saved = [buffer.detach().clone() for _, _, buffer in places]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in zip(buffers, saved, strict=True):
+            for (holder, name, buffer), value in zip(places, saved, strict=True):
+                holder._buffers[name] = buffer
                 buffer.copy_(value)
 
 
@@ -128,6 +134,26 @@ def own_random_numbers(seed: int) -> Iterator[None]:
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
         yield
+
+
+@contextlib.contextmanager
+def own_loader_numbers(loaders: Iterable[Any], seed: int) -> Iterator[None]:
+    """Generators of the loaders and their samplers start from ``seed`` inside and go on as before after."""
+    holders = [
+        holder
+        for loader in loaders
+        for holder in (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
+    ]
+    found = [getattr(holder, "generator", None) for holder in holders]
+    generators = {id(g): g for g in found if isinstance(g, torch.Generator)}.values()
+    states = [generator.get_state() for generator in generators]
+    for generator in generators:
+        generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 def random_states() -> dict[str, Any]:

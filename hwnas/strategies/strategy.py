@@ -7,13 +7,14 @@ import copy
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from pytorch_lightning.utilities.data import extract_batch_size
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -26,6 +27,7 @@ from hwnas.strategies.side_effects import (
     StandIns,
     captured_logs,
     kept_buffers,
+    own_loader_numbers,
     own_random_numbers,
     random_states,
     set_random_states,
@@ -51,7 +53,9 @@ class Strategy(pl.Callback, ABC):
     there the subnet keeps the supernet's statistics.
 
     A search resumes exactly from a checkpoint that was written at the end of an epoch. Inside an epoch,
-    Lightning starts the epoch's batches again: save at epoch ends (``ModelCheckpoint``'s default).
+    Lightning starts the epoch's batches again: save at epoch ends (``ModelCheckpoint``'s default). Global
+    random numbers are restored, so a shuffling loader repeats; a loader that was given a ``generator`` of
+    its own is the user's to restore.
 
     Args:
         warmup_epochs: epochs in which the weights are trained alone.
@@ -88,6 +92,7 @@ class Strategy(pl.Callback, ABC):
         self._is_validating = False
         self._supernet_logged = Logged()
         self._loaded_random_states: dict[str, Any] | None = None
+        self._is_resumed = False
 
     # ---- what a strategy is
 
@@ -140,6 +145,12 @@ class Strategy(pl.Callback, ABC):
             )
         return self._space
 
+    def prepare_for(self, space: ModelSpace) -> None:
+        """Takes a space on, once; a trainer does it, or who has a checkpoint's policy and no trainer."""
+        if self._space is not space:
+            self._space = space
+            self.prepare(space)
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         spaces = [module for module in pl_module.modules() if isinstance(module, ModelSpace)]
         if len(spaces) != 1:
@@ -152,30 +163,43 @@ class Strategy(pl.Callback, ABC):
                 f"{type(self).__name__} acts between Lightning's own optimizer steps and needs automatic "
                 f"optimisation; {type(pl_module).__name__} sets automatic_optimization = False"
             )
-        if self._space is not spaces[0]:
-            self._space = spaces[0]
-            self.prepare(spaces[0])
+        self.prepare_for(spaces[0])
         self._stand_ins = StandIns(pl_module)
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Before Lightning makes the first epoch's iterator, whose seed comes from these.
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._loaded_random_states is not None:
+            # Not before: the loop draws a seed for its first iterator, when depends on the schedule.
             set_random_states(self._loaded_random_states)
             self._loaded_random_states = None
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        with own_random_numbers(self.seed):
-            loader = _first(trainer.train_dataloader)
-            set_epoch(loader, 0)
-            # A copy: iterating over a loader with persistent workers would restart the trainer's iterator.
-            batches = iter(copy.copy(loader) if isinstance(loader, DataLoader) else loader)
+            self._is_resumed = True
+        combined = trainer.fit_loop._combined_loader
+        assert combined is not None  # the loop made it before this hook
+        with own_random_numbers(self.seed), own_loader_numbers(combined.flattened, self.seed):
+            for loader in combined.flattened:
+                set_epoch(loader, 0)
+            # Of the loop's own kind: several loaders give a structure of batches.
+            again = CombinedLoader(combined.iterables, combined._mode)
+            again.flattened = [_beside(loader) for loader in combined.flattened]
+            again.limits = combined.limits
+            batches = (batch for batch, _, _ in iter(again))
             self._training_batches = list(itertools.islice(batches, self.recalibration_batches))
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        loop = trainer.fit_loop
+        is_going_on = loop.epoch_loop.restarting or getattr(loop, "is_resuming", False)  # since 2.6
+        if self._is_resumed and is_going_on:
+            # Lightning goes on with an iterator from before the random states were those of the checkpoint;
+            # uninterrupted, it makes one here.
+            assert loop._data_fetcher is not None  # the loop made it before this hook
+            iter(loop._data_fetcher)
+        self._is_resumed = False
 
     # ---- the weight step
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        self._is_resumed = False
         self.space.gates = self.weight_gates(self.generator(trainer, 0))
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
@@ -220,8 +244,8 @@ class Strategy(pl.Callback, ABC):
         if not self._is_validating:
             self._is_validating = True
             self._supernet_logged = Logged()
-            self._metrics.reset()
             subnet = self.subnet(pl_module, self.architecture())
+            self._metrics.reset()
             self._validation.enter_context(self.space.represented_by(subnet))
 
     def on_validation_batch_end(
@@ -328,10 +352,13 @@ def set_epoch(loader: Any, epoch: int) -> None:
             tell(epoch)
 
 
-def _first(loaders: Any) -> Iterable[Any]:
-    """The loader itself: the trainer's property gives a list where there are several."""
-    first: Iterable[Any] = loaders[0] if isinstance(loaders, list | tuple) else loaders
-    return first
+def _beside(loader: Any) -> Any:
+    """The loader for an iterator beside the trainer's: one with persistent workers has but one iterator."""
+    if not isinstance(loader, DataLoader):
+        return loader
+    copied = copy.copy(loader)
+    copied._iterator = None
+    return copied
 
 
 def _batch_size(batch: Any) -> int:
