@@ -192,7 +192,9 @@ class SampleProfilerPenalty:
 
     def __call__(self, value: float, architecture: Mapping[str, Option]) -> float:
         excess = self.profiler.profile(architecture) / self.baseline - 1
-        found = self._formula(torch.tensor(value, dtype=torch.float64), torch.tensor(excess).double())
+        found = self._formula(
+            torch.tensor(value, dtype=torch.float64), torch.tensor(excess, dtype=torch.float64)
+        )
         return float(found)
 
 
