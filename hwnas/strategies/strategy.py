@@ -50,7 +50,8 @@ class Strategy(pl.Callback, ABC):
     recalibrated on a fixed set of training batches, in the space's place; what the user logs as ``val_*``
     speaks for it. The supernet is validated beside it; its metrics are logged as ``supernet_val_*``.
     Lightning's sanity check before the training, and ``Trainer.validate``, have no training batches:
-    there the subnet keeps the supernet's statistics.
+    there the subnet keeps the supernet's statistics. ``Trainer.test`` and ``Trainer.predict`` run the
+    current answer, too.
 
     A search resumes exactly from a checkpoint that was written at the end of an epoch. Inside an epoch,
     Lightning starts the epoch's batches again: save at epoch ends (``ModelCheckpoint``'s default). Global
@@ -65,6 +66,9 @@ class Strategy(pl.Callback, ABC):
             any weight is touched.
         seed: of all that the strategy draws. What is drawn at a step depends on the seed and the step
             alone; global random numbers are neither used nor moved.
+
+    Attributes:
+        validated: the architecture that the last validation ran.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class Strategy(pl.Callback, ABC):
         self._training_batches: list[Any] = []
         self._validation = contextlib.ExitStack()
         self._is_validating = False
+        self.validated: Architecture | None = None
         self._supernet_logged = Logged()
         self._loaded_random_states: dict[str, Any] | None = None
         self._is_resumed = False
@@ -242,11 +247,9 @@ class Strategy(pl.Callback, ABC):
     ) -> None:
         # Not at the start of the validation: callbacks that swap weights (EMA) do it there.
         if not self._is_validating:
-            self._is_validating = True
             self._supernet_logged = Logged()
-            subnet = self.subnet(pl_module, self.architecture())
+            self._enter_validation(pl_module)
             self._metrics.reset()
-            self._validation.enter_context(self.space.represented_by(subnet))
 
     def on_validation_batch_end(
         self,
@@ -279,6 +282,26 @@ class Strategy(pl.Callback, ABC):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._leave_validation()
+
+    def on_test_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        if not self._is_validating:
+            self._enter_validation(pl_module)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._leave_validation()
+
+    def on_predict_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        if not self._is_validating:
+            self._enter_validation(pl_module)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._leave_validation()
+
+    def _enter_validation(self, pl_module: pl.LightningModule) -> None:
+        self.validated = self.architecture()
+        self._is_validating = True
+        subnet = self.subnet(pl_module, self.validated)
+        self._validation.enter_context(self.space.represented_by(subnet))
 
     def _leave_validation(self) -> None:
         self._validation.close()
