@@ -1,0 +1,43 @@
+"""What an architecture costs, before it is built; penalties and filters on that cost."""
+
+from profilers.cost import Cost, CostTable
+from profilers.flops import FlopsProfiler, MacCount, count_macs
+from profilers.latency import LatencyProfiler
+from profilers.params import ParamsProfiler, count_parameters
+from profilers.penalty import (
+    ExpectationProfilerPenalty,
+    LagrangianPenalty,
+    Penalty,
+    RangeProfilerFilter,
+    SampleProfilerPenalty,
+)
+from profilers.profile import Meter, Profiler, build_cost, distinct_parts, parts_of
+from profilers.program import minimise
+from profilers.space import Architecture, Option, Part, Site, Space
+
+__all__ = [
+    "Architecture",
+    "Cost",
+    "CostTable",
+    "ExpectationProfilerPenalty",
+    "FlopsProfiler",
+    "LagrangianPenalty",
+    "LatencyProfiler",
+    "MacCount",
+    "Meter",
+    "Option",
+    "ParamsProfiler",
+    "Part",
+    "Penalty",
+    "Profiler",
+    "RangeProfilerFilter",
+    "SampleProfilerPenalty",
+    "Site",
+    "Space",
+    "build_cost",
+    "count_macs",
+    "count_parameters",
+    "distinct_parts",
+    "minimise",
+    "parts_of",
+]

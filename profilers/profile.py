@@ -68,21 +68,28 @@ def build_cost(space: Space, sites: Sequence[Site], meter: Meter, unit: str, con
     Raises:
         ValueError: a site depends on so many choices that it has over 100,000 combinations.
     """
-    known: dict[str, float] = {}
+    known = {
+        key: float(meter(part.module, part.inputs)) for key, part in distinct_parts(space, sites).items()
+    }
+    return tabulated(space, sites, known, unit, constant)
 
-    def measured(part: Part | None) -> float:
-        if part is None or part.is_free:
-            return 0.0
-        if part.key not in known:
-            known[part.key] = float(meter(part.module, part.inputs))
-        return known[part.key]
 
+def tabulated(
+    space: Space, sites: Sequence[Site], known: Mapping[str, float], unit: str, constant: float = 0.0
+) -> Cost:
+    """The cost of every architecture from what is known of each distinct part, by ``Part.key``."""
     tables = []
     for site in sites:
         shape = [len(space.options[label]) for label in site.labels]
-        values = np.array([measured(part) for part in parts_of(space, site)]).reshape(shape)
-        tables.append(CostTable(tuple(site.labels), values))
+        values = [0.0 if p is None or p.is_free else known[p.key] for p in parts_of(space, site)]
+        tables.append(CostTable(tuple(site.labels), np.array(values).reshape(shape)))
     return Cost(space.options, constant, tables, unit)
+
+
+def distinct_parts(space: Space, sites: Sequence[Site]) -> dict[str, Part]:
+    """Every part that some architecture runs and that executes something, by its key."""
+    parts = (part for site in sites for part in parts_of(space, site))
+    return {part.key: part for part in parts if part is not None and not part.is_free}
 
 
 def parts_of(space: Space, site: Site) -> Iterator[Part | None]:

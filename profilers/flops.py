@@ -1,0 +1,246 @@
+"""Multiply-adds of a network, in the convention of the published tables."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from profilers.cost import Cost
+from profilers.profile import Profiler, distinct_parts, tabulated
+from profilers.space import Option, Space
+
+with warnings.catch_warnings():
+    # fvcore scripts a function of its own when it is imported.
+    warnings.filterwarnings("ignore", "`torch.jit.script`", DeprecationWarning)
+    from fvcore.nn import FlopCountAnalysis
+    from fvcore.nn.jit_handles import get_shape
+
+# An operator's inputs and outputs in a trace. fvcore calls these `list[Any]`: torch does not type them.
+_Values = list[Any]
+_Handle = Callable[[_Values, _Values], Counter[str]]
+
+
+@final
+@dataclass(frozen=True)
+class MacCount:
+    """What a module computes on its inputs.
+
+    Attributes:
+        headline: multiply-adds of convolutions, linear layers and matrix products, attention included.
+        detail: what else was seen, by operator, in elements that it wrote: normalisation, pooling,
+            activations, additions. None of it is in the headline.
+        uncounted: operators that nothing counts, each with how often it ran.
+    """
+
+    headline: int
+    detail: Mapping[str, int]
+    uncounted: Mapping[str, int]
+
+
+def count_macs(module: nn.Module, inputs: Sequence[Tensor]) -> MacCount:
+    """Counts with fvcore, in one trace of the module in evaluation mode.
+
+    One multiply-add is one MAC. Biases, normalisation, pooling, activations and additions are not in the
+    headline: the convention of MobileNetV2 (arXiv 1801.04381) and its successors. fvcore alone adds
+    BatchNorm, LayerNorm and adaptive pooling, and does not see ``scaled_dot_product_attention``.
+
+    Args:
+        module: on the CPU or on ``meta`` (its tensors are then zeros); it is not changed.
+        inputs: tensors of the shapes and types that it gets; their values are not read.
+
+    >>> count_macs(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), [torch.zeros(1, 3, 5, 5)])
+    MacCount(headline=1944, detail={'relu': 72}, uncounted={})
+    """
+    given = tuple(torch.zeros(tensor.shape, dtype=tensor.dtype) for tensor in inputs)
+    analysis = FlopCountAnalysis(_Call(_on_cpu(module)), given)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    # An operator is counted once, for the whole: which module called it does not matter.
+    analysis.ancestor_mode("caller").set_op_handle(**_HANDLES)
+    with torch.no_grad(), _plain_attention():
+        counted: Counter[str] = analysis.by_operator()
+    return MacCount(
+        headline=int(sum(count for name, count in counted.items() if name not in _APART)),
+        detail={name: int(count) for name, count in counted.items() if name in _APART},
+        uncounted=dict(analysis.unsupported_ops()),
+    )
+
+
+@final
+class FlopsProfiler(Profiler):
+    """Multiply-adds of every architecture, by `count_macs`; the unit is ``"MAC"``.
+
+    Each distinct part of the space is traced once. Operators that nothing counts raise a ``UserWarning``
+    that names them and a part that has them.
+
+    Args:
+        space: the space.
+        example_inputs: of the shapes that the network gets; with a batch of one it is MACs per image.
+    """
+
+    def __init__(self, space: Space, *example_inputs: Tensor) -> None:
+        self._space = space
+        self._sites = tuple(space.sites(*example_inputs))
+        parts = distinct_parts(space, self._sites)
+        self._counts = {key: count_macs(part.module, part.inputs) for key, part in parts.items()}
+        uncounted = {op: parts[key].name for key, count in self._counts.items() for op in count.uncounted}
+        if uncounted:
+            found = "; ".join(f"{operator} (in {name})" for operator, name in sorted(uncounted.items()))
+            warnings.warn(f"operators whose MACs nothing counts, taken as 0: {found}", stacklevel=2)
+        headlines = {key: float(count.headline) for key, count in self._counts.items()}
+        self._cost = tabulated(space, self._sites, headlines, "MAC")
+
+    @property
+    def space(self) -> Space:
+        return self._space
+
+    @property
+    def cost(self) -> Cost:
+        return self._cost
+
+    def detail(self, architecture: Mapping[str, Option]) -> MacCount:
+        """An architecture's headline, and what is not in it."""
+        headline, detail, uncounted = 0, Counter[str](), Counter[str]()
+        for site in self._sites:
+            part = site.part(architecture)
+            if part is not None and not part.is_free:
+                count = self._counts[part.key]
+                headline += count.headline
+                detail.update(count.detail)
+                uncounted.update(count.uncounted)
+        return MacCount(headline, dict(detail), dict(uncounted))
+
+
+class _Call(nn.Module):
+    """Calls a module that is not its child: hooks and names for each child are most of fvcore's time."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._module = (module,)  # in a tuple, or it would be a child
+
+    def forward(self, *inputs: Any) -> Any:
+        return self._module[0](*inputs)
+
+
+def _on_cpu(module: nn.Module) -> nn.Module:
+    """A copy to be traced: fvcore needs tensors that are there."""
+    real = copy.deepcopy(module).eval()
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    if any(tensor.is_meta for tensor in tensors):
+        real.to_empty(device="cpu")
+        with torch.no_grad():
+            # Whatever the memory held may be indices out of range, or numbers that are slow to compute with.
+            for tensor in itertools.chain(real.parameters(), real.buffers()):
+                tensor.zero_()
+    return real.requires_grad_(False)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention modules of torch as separate operators, not as one that says nothing of its inside."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+# ---- handles: what one operator of a trace computes
+
+
+def _elements(name: str) -> _Handle:
+    def handle(inputs: _Values, outputs: _Values) -> Counter[str]:
+        return Counter({name: math.prod(get_shape(outputs[0]))})
+
+    return handle
+
+
+def _product_of(name: str, first: int) -> _Handle:
+    """A matrix product whose left factor is input ``first``: each output sums over that one's last axis."""
+
+    def handle(inputs: _Values, outputs: _Values) -> Counter[str]:
+        return Counter({name: math.prod(get_shape(outputs[0])) * get_shape(inputs[first])[-1]})
+
+    return handle
+
+
+def _named_padding(inputs: _Values, outputs: _Values) -> Counter[str]:
+    """A convolution with ``padding="same"``, which fvcore does not know: each output sums over a filter."""
+    return Counter({"conv": math.prod(get_shape(outputs[0])) * math.prod(get_shape(inputs[1])[1:])})
+
+
+def _attention(inputs: _Values, outputs: _Values) -> Counter[str]:
+    """Queries times keys, and their weights times values."""
+    query, key, value = (get_shape(given) for given in inputs[:3])
+    heads = math.prod(query[:-2])
+    return Counter({"attention": heads * query[-2] * key[-2] * (query[-1] + value[-1])})
+
+
+def _einsum(inputs: _Values, outputs: _Values) -> Counter[str]:
+    """Operands contracted from left to right, which is torch's order; fvcore rounds to four digits."""
+    terms, _, result = inputs[0].toIValue().replace(" ", "").partition("->")
+    shapes = [get_shape(value) for value in inputs[1].node().inputs()]
+    sizes: dict[str, int] = {}
+    operands = []
+    for term, shape in zip(terms.split(","), shapes, strict=True):
+        # The axes of an ellipsis are matched from the right: they are named "-1", "-2", ...
+        hidden = [str(-i) for i in range(len(shape) - len(term.replace("...", "")), 0, -1)]
+        before, dots, after = term.partition("...")
+        axes = [*before, *(hidden if dots else []), *after]
+        for axis, size in zip(axes, shape, strict=True):
+            sizes[axis] = max(sizes.get(axis, 1), size)
+        operands.append(set(axes))
+    kept: set[str] = (
+        {axis for axis in sizes if axis.startswith("-") or axis in result} if result else set(sizes)
+    )
+    total, left = 0, operands[0]
+    for index, right in enumerate(operands[1:], start=2):
+        both = left | right
+        total += math.prod(sizes[axis] for axis in both)
+        left = both & kept.union(*operands[index:])
+    return Counter({"einsum": total})
+
+
+# Seen, and not in the headline: in the detail by the elements that they write.
+_APART = {
+    "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "norm", "linalg_vector_norm",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d",
+    "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d",
+    "relu", "relu6", "leaky_relu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish",
+    "hardsigmoid", "hardtanh", "sigmoid", "log_sigmoid", "tanh", "softplus", "softmax", "log_softmax",
+    "clamp", "clamp_min", "clamp_max", "add", "sub", "rsub", "mul", "div", "neg", "abs", "exp", "log", "sqrt",
+    "rsqrt", "reciprocal", "pow", "sin", "cos", "erf", "mean", "sum", "var", "amax", "amin", "max", "min",
+    "cumsum", "where", "masked_fill", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d",
+    "grid_sampler", "embedding", "pixel_shuffle",
+}  # fmt: skip
+# They move or name data and compute nothing; fvcore's own list comes on top.
+_NOTHING = {
+    "alias", "bitwise_and", "channel_shuffle", "clone", "dropout", "expand_as", "feature_dropout", "flip",
+    "index_select", "lift_fresh", "movedim", "ne", "lt", "le", "logical_and", "logical_not", "ones_like",
+    "pad", "repeat", "repeat_interleave", "reshape_as", "scalar_tensor", "swapaxes", "tile", "unflatten",
+    "unsafe_chunk", "unsafe_split", "view_as",
+}  # fmt: skip
+_HANDLES: dict[str, _Handle | None] = {
+    **{f"aten::{name}{suffix}": None for name in _NOTHING for suffix in ("", "_")},
+    **{f"aten::{name}{suffix}": _elements(name) for name in _APART for suffix in ("", "_")},
+    "aten::_convolution_mode": _named_padding,
+    "aten::addmm": _product_of("addmm", 1),
+    "aten::baddbmm": _product_of("baddbmm", 1),
+    "aten::bmm": _product_of("bmm", 0),
+    "aten::dot": _product_of("dot", 0),
+    "aten::einsum": _einsum,
+    "aten::matmul": _product_of("matmul", 0),
+    "aten::mm": _product_of("mm", 0),
+    "aten::mv": _product_of("mv", 0),
+    "aten::scaled_dot_product_attention": _attention,
+}

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lookup_tables import (
+    Accuracy,
+    Calibration,
+    Entry,
+    LookupTable,
+    MissingEntryError,
+    SessionSettings,
+    fingerprint,
+)
+from profilers.latency import LatencyProfiler
+from profilers.profile import parts_of
+
+EXAMPLE = torch.zeros(1, 1, 6, 6)
+
+
+@pytest.fixture
+def table(space: Any) -> LookupTable:
+    """Every part of the fake space, each with a time of its own."""
+    generator = np.random.default_rng(0)
+    parts = {
+        p.key: p.name for site in space.sites(EXAMPLE) for p in parts_of(space, site) if p and not p.is_free
+    }
+    entries = {
+        key: Entry(key, name, float(generator.uniform(5, 50)), 1.0, 60.0, 20) for key, name in parts.items()
+    }
+    accuracy = Accuracy(1.5, 98.0, 100.0, 0.99, 1.0, 30, -0.02, 0.03, 0.9)
+    return LookupTable(
+        space="fake",
+        date="2026-01-02T03:04:05",
+        device=fingerprint(),
+        settings=SessionSettings(),
+        protocol={"method": "invented"},
+        entries=entries,
+        subnets=(),
+        calibration=Calibration(scale=0.9, per_site_us=1.5, constant_us=7.0),
+        accuracy=accuracy,
+    )
+
+
+def test_cost_is_what_the_table_predicts_for_the_keys(space: Any, table: LookupTable) -> None:
+    profiler = LatencyProfiler(space, EXAMPLE, table)
+    assert profiler.unit == "ms"
+    for architecture in space.every_architecture():
+        predicted = table.predict_us(profiler.keys(architecture)) / 1e3
+        assert profiler.profile(architecture) == pytest.approx(predicted, rel=1e-12)
+
+
+def test_what_does_not_run_and_what_is_free_has_no_key(space: Any, table: LookupTable) -> None:
+    profiler = LatencyProfiler(space, EXAMPLE, table)
+    base = {"width": 2, "out": 3, "idle": 0}
+    assert len(profiler.keys({**base, "op": "conv3", "depth": 2})) == 4
+    assert len(profiler.keys({**base, "op": "conv3", "depth": 1})) == 3
+    assert len(profiler.keys({**base, "op": "skip", "depth": 2})) == 2
+
+
+def test_the_interval_is_that_of_the_table(space: Any, table: LookupTable) -> None:
+    profiler = LatencyProfiler(space, EXAMPLE, table)
+    architecture = profiler.cost.maximum()
+    predicted = profiler.profile(architecture)
+    assert profiler.interval(architecture) == pytest.approx((0.98 * predicted, 1.03 * predicted))
+
+
+def test_all_missing_entries_are_named_in_one_error(space: Any, table: LookupTable) -> None:
+    missing = [key for key, entry in table.entries.items() if entry.name.startswith("conv(2->2")]
+    kept = {key: entry for key, entry in table.entries.items() if key not in missing}
+    match = r"2 of 10 parts.*conv\(2->2, k=3\); conv\(2->2, k=1\).*hwnas table build"
+    with pytest.raises(MissingEntryError, match=match):
+        LatencyProfiler(space, EXAMPLE, dataclasses.replace(table, entries=kept))
+
+
+def test_another_device_is_refused_or_warned_of(space: Any, table: LookupTable) -> None:
+    other = dataclasses.replace(table, device=dataclasses.replace(table.device, cpu="Cortex-A76"))
+    with pytest.raises(ValueError, match=r"another device .*Cortex-A76.*--allow-other-device"):
+        LatencyProfiler(space, EXAMPLE, other)
+    with pytest.warns(UserWarning, match="another device .*Cortex-A76"):
+        profiler = LatencyProfiler(space, EXAMPLE, other, allow_other_device=True)
+    assert profiler.table is other
