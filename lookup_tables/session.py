@@ -9,14 +9,9 @@ from typing import Any, Literal, final
 
 import onnxruntime
 
-Optimisation = Literal["all", "extended", "basic", "disabled"]
+from lookup_tables.worker import LEVELS, session_options
 
-_LEVELS: dict[str, onnxruntime.GraphOptimizationLevel] = {
-    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
-    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
-}
+Optimisation = Literal["all", "extended", "basic", "disabled"]
 
 
 @final
@@ -44,8 +39,8 @@ class SessionSettings:
     def __post_init__(self) -> None:
         if not isinstance(self.threads, int) or isinstance(self.threads, bool) or self.threads < 1:
             raise ValueError(f"threads must be a positive integer, got {self.threads!r}")
-        if self.optimisation not in _LEVELS:
-            raise ValueError(f"optimisation must be one of {', '.join(_LEVELS)}; got {self.optimisation!r}")
+        if self.optimisation not in LEVELS:
+            raise ValueError(f"optimisation must be one of {', '.join(LEVELS)}; got {self.optimisation!r}")
 
     @property
     def clock(self) -> Literal["thread_cpu", "wall"]:
@@ -54,16 +49,7 @@ class SessionSettings:
 
     def options(self) -> onnxruntime.SessionOptions:
         """Fresh options: one operator after another, waiting threads asleep, only errors logged."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = _LEVELS[self.optimisation]
-        options.log_severity_level = 3
-        # A spinning thread takes the core of whoever else runs, and the next measurement's.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-        return options
+        return session_options(self.threads, self.optimisation)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -1,0 +1,344 @@
+"""Times of ONNX models on this machine, by a protocol that holds on a busy one.
+
+What is measured is what ``session.run`` costs its caller, prepared numpy arrays in, numpy arrays out. This
+holds some 5-10 us of session and Python a run, which an empty model costs as well.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, final
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from lookup_tables.session import SessionSettings
+
+Progress = Callable[[int, int], None]
+# Opens a model, samples it, closes it; None stands for the reference model.
+Visit = Callable[[str | None], Sequence[float]]
+
+_WORKER = Path(__file__).with_name("worker.py")
+
+_CHUNK = 24  # models a worker process
+_SEGMENT = 8  # models between two looks at the reference
+_WARMUPS = 4
+_SAMPLES = 3  # a session
+_SAMPLE_SECONDS = 0.0025
+
+_REFERENCE_MOVED = 0.04  # a round whose reference is further than this from its median is dropped
+_LONGEST = 2  # times the rounds that were asked, while rounds are dropped
+
+_CERTIFICATE_SAMPLES = 8
+_CERTIFICATE_PAIRS = 8  # at least
+_LARGEST_FLOOR_PERCENT = {"thread_cpu": 3.0, "wall": 5.0}
+
+
+@final
+@dataclass(frozen=True)
+class Measurement:
+    """The time of one run of a model, in microseconds.
+
+    Attributes:
+        median_us: median over sessions of each session's median.
+        p10_us, p90_us: between them lie 80 % of the samples.
+        samples: how many samples were kept, each the mean over a few milliseconds of runs.
+    """
+
+    median_us: float
+    p10_us: float
+    p90_us: float
+    samples: int
+
+
+@final
+@dataclass(frozen=True)
+class LatencyReading:
+    """The latency of one file, and whether it may be relied on.
+
+    Attributes:
+        median_ms: median over sessions of each session's median.
+        p10_ms, p90_ms: between them lie 80 % of the samples.
+        noise_floor_percent: median absolute difference of two interleaved measurements of the file in
+            separate processes, in percent of the median.
+        clock: ``thread_cpu`` or ``wall``.
+        valid: the noise floor is low enough: 3 %, or 5 % on the wall clock.
+        reason: why it is valid or not, in words.
+    """
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    noise_floor_percent: float
+    clock: str
+    valid: bool
+    reason: str
+
+
+def measure(
+    models: Mapping[str, bytes],
+    settings: SessionSettings,
+    *,
+    rounds: int = 8,
+    reference: bytes | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    on_result: Callable[[str, Measurement], None] | None = None,
+) -> dict[str, Measurement]:
+    """Measures many small models, in worker processes of 24 models each.
+
+    In each round every model of a worker has one short session, in a new order. The reference model is
+    measured between them; a round in which it moved by more than 4 % is dropped and repeated, up to twice
+    the rounds that were asked. If too few are left then, those with the least movement are taken.
+
+    Args:
+        models: ONNX models, by any key.
+        settings: of the sessions.
+        rounds: sessions a model.
+        reference: an ONNX model of some 100 us; a small one of our own where none is given.
+        seed: of the order and of the random inputs.
+        progress: told how many models are done, and how many there are.
+        on_result: called with each key and its measurement as soon as its worker has finished.
+
+    Raises:
+        ValueError: ``rounds`` is not positive, or ONNX Runtime cannot run a model, which is named.
+        RuntimeError: a worker died; the model that it was at is named.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    if reference is None:
+        reference = _reference_model()
+    results: dict[str, Measurement] = {}
+    expected: list[float] = []  # of the reference, by worker
+    keys = list(models)
+    for first in range(0, len(keys), _CHUNK):
+        chunk = keys[first : first + _CHUNK]
+
+        def advance(done: int, first: int = first, size: int = len(chunk)) -> None:
+            if progress is not None:
+                progress(first + size * min(done, rounds) // rounds, len(keys))
+
+        with (
+            tempfile.TemporaryDirectory(prefix="lookup_tables-") as folder,
+            _Worker(settings, seed) as worker,
+        ):
+            paths: dict[str | None, Path] = {key: Path(folder, f"{i}.onnx") for i, key in enumerate(chunk)}
+            paths[None] = Path(folder, "reference.onnx")
+            for key, path in paths.items():
+                path.write_bytes(reference if key is None else models[key])
+            kept, reference_us = _rounds(
+                _visit(worker, paths),
+                chunk,
+                rounds,
+                random.Random(f"{seed} {first}"),
+                expected_us=float(np.median(expected)) if expected else None,
+                advance=advance,
+            )
+        expected.append(reference_us)
+        for key in chunk:
+            results[key] = _summary(kept[key])
+            if on_result is not None:
+                on_result(key, results[key])
+    return results
+
+
+def measure_latency(
+    model: bytes | str | Path, settings: SessionSettings, *, seconds: float = 6.0
+) -> LatencyReading:
+    """Measures one file twice at the same time, in two processes whose short sessions alternate.
+
+    Args:
+        model: the path of an ONNX file, or its bytes.
+        settings: of the sessions.
+        seconds: how long about; a large model takes longer, for there are at least eight pairs of sessions.
+
+    Raises:
+        ValueError: the file is absent, or ONNX Runtime cannot run it.
+        RuntimeError: a worker died.
+    """
+    name = "the model" if isinstance(model, bytes) else f"'{model}'"
+    if isinstance(model, bytes):
+        content = model
+    else:
+        try:
+            content = Path(model).read_bytes()
+        except OSError as error:
+            raise ValueError(
+                f"{name} cannot be read: {error.strerror}; give the path of an ONNX file"
+            ) from error
+    pairs: list[tuple[list[float], list[float]]] = []
+    with tempfile.TemporaryDirectory(prefix="lookup_tables-") as folder:
+        path = Path(folder, "model.onnx")
+        path.write_bytes(content)
+        with _Worker(settings, 0) as first, _Worker(settings, 0) as second:
+            deadline = time.monotonic() + seconds
+            while len(pairs) < _CERTIFICATE_PAIRS or time.monotonic() < deadline:
+                order = (first, second) if len(pairs) % 2 == 0 else (second, first)
+                times = {worker: worker.measure(path, name, _CERTIFICATE_SAMPLES) for worker in order}
+                pairs.append((times[first], times[second]))
+    return _reading(pairs, settings.clock)
+
+
+def _reference_model() -> bytes:
+    """Three 3x3 convolutions with ReLU, 32 channels at 16x16: a model to watch the machine by."""
+    weights = np.random.default_rng(0).standard_normal((32, 32, 3, 3)).astype(np.float32) / 17
+    names = ["input", "first", "second", "output"]
+    nodes = []
+    for given, made in itertools.pairwise(names):
+        nodes.append(helper.make_node("Conv", [given, "weight"], [f"{made}_conv"], pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Relu", [f"{made}_conv"], [made]))
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 32, 16, 16]) for name in names[::3]]
+    graph = helper.make_graph(
+        nodes, "reference", ends[:1], ends[1:], [numpy_helper.from_array(weights, "weight")]
+    )
+    opset = helper.make_opsetid("", 17)
+    return bytes(helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString())
+
+
+def _reading(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], clock: str) -> LatencyReading:
+    medians = np.array([[np.median(a), np.median(b)] for a, b in pairs])
+    whole = _summary([session for pair in pairs for session in pair])
+    floor = float(100 * np.median(np.abs(medians[:, 0] - medians[:, 1])) / whole.median_us)
+    largest = _LARGEST_FLOOR_PERCENT[clock]
+    valid = floor <= largest
+    reason = f"two interleaved measurements differ by {floor:.2f} %, at most {largest:g} % is allowed"
+    if not valid:
+        reason += "; close other programs and measure again"
+    return LatencyReading(
+        median_ms=whole.median_us / 1000,
+        p10_ms=whole.p10_us / 1000,
+        p90_ms=whole.p90_us / 1000,
+        noise_floor_percent=floor,
+        clock=clock,
+        valid=valid,
+        reason=reason,
+    )
+
+
+def _summary(sessions: Sequence[Sequence[float]]) -> Measurement:
+    samples = np.concatenate([np.asarray(session) for session in sessions])
+    low, high = np.percentile(samples, [10, 90])
+    median = np.median([np.median(session) for session in sessions])
+    return Measurement(float(median), float(low), float(high), len(samples))
+
+
+def _rounds(
+    visit: Visit,
+    keys: Sequence[str],
+    rounds: int,
+    generator: random.Random,
+    *,
+    expected_us: float | None,
+    advance: Callable[[int], None],
+) -> tuple[dict[str, list[Sequence[float]]], float]:
+    """The sessions of the rounds that count, by model, and the reference's median in these."""
+    taken: list[dict[str, Sequence[float]]] = []
+    references: list[float] = []
+    while True:
+        order = generator.sample(keys, len(keys))
+        found: dict[str, Sequence[float]] = {}
+        looks: list[float] = []
+        for position, key in enumerate(order):
+            if position % _SEGMENT == 0:
+                looks.append(float(np.median(visit(None))))
+            found[key] = visit(key)
+        looks.append(float(np.median(visit(None))))
+        references.append(float(np.mean(looks)))
+        taken.append(found)
+        kept = _steady(references, expected_us)
+        advance(len(kept))
+        if len(kept) >= rounds or len(taken) >= _LONGEST * rounds:
+            break
+    if len(kept) < rounds:  # the machine never settled: take the rounds nearest to its usual pace
+        centre = _centre(references, expected_us)
+        kept = sorted(range(len(taken)), key=lambda i: abs(references[i] - centre))[:rounds]
+        advance(rounds)
+    sessions = {key: [taken[i][key] for i in kept] for key in keys}
+    return sessions, float(np.median([references[i] for i in kept]))
+
+
+def _steady(references: Sequence[float], expected_us: float | None) -> list[int]:
+    """The rounds in which the reference kept to its usual time."""
+    centre = _centre(references, expected_us)
+    return [i for i, us in enumerate(references) if abs(us / centre - 1) <= _REFERENCE_MOVED]
+
+
+def _centre(references: Sequence[float], expected_us: float | None) -> float:
+    # What earlier workers saw counts: a whole worker may fall into a slow minute.
+    return float(np.median(references)) if expected_us is None else expected_us
+
+
+def _visit(worker: _Worker, paths: Mapping[str | None, Path]) -> Visit:
+    def visit(key: str | None) -> Sequence[float]:
+        name = "the reference model" if key is None else f"model '{key}'"
+        return worker.measure(paths[key], name, _SAMPLES)
+
+    return visit
+
+
+@final
+class _Worker:
+    """A process that measures on command; a context, at whose end it is gone."""
+
+    def __init__(self, settings: SessionSettings, seed: int) -> None:
+        self._command: dict[str, Any] = {
+            "threads": settings.threads,
+            "optimisation": settings.optimisation,
+            "clock": settings.clock,
+            "seed": seed,
+            "warmups": _WARMUPS,
+            "sample_seconds": _SAMPLE_SECONDS,
+        }
+        self._errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed in __exit__
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(_WORKER)],  # -P: our module names must not hide anyone else's
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+
+    def __enter__(self) -> _Worker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+    def measure(self, path: Path, name: str, samples: int) -> list[float]:
+        """Microseconds of a run, by sample, in one fresh session."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        command = {**self._command, "model": str(path), "samples": samples}
+        try:
+            self._process.stdin.write(json.dumps(command) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            code = self._process.wait()
+            self._errors.seek(0)
+            said = self._errors.read().strip()[-500:] or "nothing"
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+            raise RuntimeError(
+                f"the measuring process {how} at {name}; it said: {said}; measure again, and if it dies "
+                "again at the same model, ONNX Runtime or the memory of this machine cannot take it"
+            )
+        answer = json.loads(line)
+        if "error" in answer:
+            raise ValueError(
+                f"ONNX Runtime cannot run {name}: {answer['error']}; check the file, or export it again"
+            )
+        times: list[float] = answer["us"]
+        return times
