@@ -9,8 +9,19 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
-from tests.hwnas.strategies.tiny import STRATEGIES, classification, fit, logits_of
+from profilers.penalty import LagrangianPenalty
+from tests.hwnas.strategies.tiny import (
+    STRATEGIES,
+    TableProfiler,
+    assert_equal,
+    classification,
+    fit,
+    logits_of,
+    space_of,
+)
 
+# Going on in the folder of before is what resuming is.
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists:UserWarning")
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)
 
 
@@ -78,3 +89,89 @@ def test_schedule_stops_and_checkpoints_follow_the_subnet(name: str, tmp_path: P
     assert best.best_model_score == stop.best_score
     rate = trainer.optimizers[0].param_groups[0]["lr"]
     assert rate == pytest.approx(trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0])
+
+
+class Metrics(pl.Callback):
+    """What was logged by the end of each epoch."""
+
+    def __init__(self) -> None:
+        self.of_epoch: dict[int, dict[str, float]] = {}
+
+    def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._keep(trainer, trainer.current_epoch - 1)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._keep(trainer, trainer.current_epoch - 1)
+
+    def _keep(self, trainer: pl.Trainer, epoch: int) -> None:
+        self.of_epoch[epoch] = {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+class KilledError(Exception):
+    pass
+
+
+class Killer(pl.Callback):
+    def __init__(self, epoch: int, batch: int) -> None:
+        self.at = (epoch, batch)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        if (trainer.current_epoch, batch_idx) == self.at:
+            raise KilledError
+
+
+class Search:
+    """One search of three epochs with everything that must come back."""
+
+    def __init__(self, name: str, folder: Path, *callbacks: pl.Callback, at_train_end: bool = True) -> None:
+        self.module = classification()
+        penalty = LagrangianPenalty(TableProfiler(space_of(self.module)), baseline=4.0)
+        self.strategy = STRATEGIES[name](arc_learning_rate=0.1, penalty=penalty)
+        self.metrics = Metrics()
+        saver = ModelCheckpoint(folder, save_last=True, save_top_k=-1, save_on_train_epoch_end=at_train_end)
+        self.callbacks = (self.metrics, saver, *callbacks)
+
+    def run(self, ckpt_path: Path | None = None, seed: int = 5, max_epochs: int = 3) -> Search:
+        options: dict[str, Any] = {"enable_checkpointing": True, "accumulate_grad_batches": 2}
+        _, self.trainer = fit(
+            self.strategy, self.module, *self.callbacks, ckpt_path=ckpt_path, seed=seed,
+            max_epochs=max_epochs, **options,
+        )  # fmt: skip
+        return self
+
+    def everything(self) -> dict[str, Any]:
+        return {
+            "module": self.module.state_dict(),
+            "strategy": self.strategy.state_dict(),
+            "optimizer": self.trainer.optimizers[0].state_dict(),
+            "schedule": self.trainer.lr_scheduler_configs[0].scheduler.state_dict()["last_epoch"],
+            "random": torch.get_rng_state(),
+            "metrics": self.metrics.of_epoch[2],
+        }
+
+
+@every_strategy
+@pytest.mark.parametrize("at_train_end", [True, False], ids=["train-end", "validation-end"])
+def test_resumed_search_equals_uninterrupted_one(name: str, at_train_end: bool, tmp_path: Path) -> None:
+    whole = Search(name, tmp_path, at_train_end=at_train_end).run()
+    # The same schedule, ended early: another process goes on from its first checkpoint.
+    (first,) = tmp_path.glob("epoch=0-*.ckpt")
+    again = Search(name, tmp_path, at_train_end=at_train_end).run(first, seed=99)
+    assert_equal(again.everything(), whole.everything())
+    assert again.metrics.of_epoch[1] == whole.metrics.of_epoch[1]
+
+
+@every_strategy
+def test_search_killed_inside_an_epoch_goes_on_from_the_last_checkpoint(name: str, tmp_path: Path) -> None:
+    whole = Search(name, tmp_path / "whole").run()
+    with pytest.raises(KilledError):
+        Search(name, tmp_path / "killed", Killer(2, 3)).run()
+    again = Search(name, tmp_path / "killed").run(tmp_path / "killed" / "last.ckpt", seed=99)
+    assert_equal(again.everything(), whole.everything())
+
+
+@every_strategy
+def test_checkpoint_holds_tensors_and_plain_python_only(name: str, tmp_path: Path) -> None:
+    Search(name, tmp_path).run(max_epochs=1)
+    loaded = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert any("logits" in str(state) for state in loaded["callbacks"].values())

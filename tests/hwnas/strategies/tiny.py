@@ -158,3 +158,18 @@ def random_probabilities(space: ModelSpace, seed: int) -> dict[str, Tensor]:
     }
 
 
+def assert_equal(found: Any, expected: Any, where: str = "") -> None:
+    """Exactly, through dictionaries and lists."""
+    assert type(found) is type(expected), where
+    if isinstance(found, Tensor):
+        assert torch.equal(found, expected), where
+    elif isinstance(found, Mapping):
+        assert found.keys() == expected.keys(), where
+        for key in found:
+            assert_equal(found[key], expected[key], f"{where}/{key}")
+    elif isinstance(found, list | tuple):
+        assert len(found) == len(expected), where
+        for index, pair in enumerate(zip(found, expected, strict=True)):
+            assert_equal(*pair, f"{where}/{index}")
+    else:
+        assert found == expected, where
