@@ -299,7 +299,7 @@ class _Worker:
             "sample_seconds": _SAMPLE_SECONDS,
         }
         self._errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed in __exit__
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-P", str(_WORKER)],  # -P: our module names must not hide anyone else's
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -311,23 +311,23 @@ class _Worker:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self.process.kill()
+        self.process.communicate()
         self._errors.close()
 
     def measure(self, path: Path, name: str, samples: int) -> list[float]:
         """Microseconds of a run, by sample, in one fresh session."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         command = {**self._command, "model": str(path), "samples": samples}
         try:
-            self._process.stdin.write(json.dumps(command) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
+            self.process.stdin.write(json.dumps(command) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
         if not line:
-            code = self._process.wait()
+            code = self.process.wait()
             self._errors.seek(0)
             said = self._errors.read().strip()[-500:] or "nothing"
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"

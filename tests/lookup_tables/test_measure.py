@@ -1,0 +1,242 @@
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from lookup_tables.measure import Measurement, _reading, _rounds, _Worker, measure, measure_latency
+from lookup_tables.session import SessionSettings
+from lookup_tables.worker import random_inputs, sample, session_options
+
+SETTINGS = SessionSettings()
+MODULE = sys.modules["lookup_tables.measure"]  # the package has the function under this name
+
+
+def model(repeats: int = 1, shape: Sequence[int | str] = (1, 64), dtype: int = TensorProto.FLOAT) -> bytes:
+    """A chain of additions of the input with itself."""
+    names = ["input", *(f"sum{n}" for n in range(repeats - 1)), "output"]
+    nodes = [helper.make_node("Add", [names[n], names[n]], [names[n + 1]]) for n in range(repeats)]
+    given, made = (helper.make_tensor_value_info(name, dtype, shape) for name in ("input", "output"))
+    graph = helper.make_graph(nodes, "chain", [given], [made])
+    opset = helper.make_opsetid("", 17)
+    return bytes(helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString())
+
+
+def test_longer_chain_takes_longer_and_every_model_is_reported() -> None:
+    models = {"short": model(1, (1, 4096)), "long": model(40, (1, 4096))}
+    reported: dict[str, Measurement] = {}
+    steps: list[tuple[int, int]] = []
+    found = measure(
+        models,
+        SETTINGS,
+        rounds=2,
+        progress=lambda *step: steps.append(step),
+        on_result=lambda key, result: reported.update({key: result}),
+    )
+    assert found == reported
+    assert 0 < 2 * found["short"].median_us < found["long"].median_us
+    assert found["long"].p10_us <= found["long"].median_us <= found["long"].p90_us
+    assert steps[-1] == (2, 2)
+
+
+def test_results_of_finished_workers_outlive_a_model_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "_CHUNK", 1)
+    reported: list[str] = []
+    with pytest.raises(ValueError, match=r"ONNX Runtime cannot run model 'bad'.*export it again"):
+        measure(
+            {"good": model(), "bad": model()[:40]},
+            SETTINGS,
+            rounds=1,
+            on_result=lambda k, _: reported.append(k),
+        )
+    assert reported == ["good"]
+
+
+def test_bad_reference_is_named() -> None:
+    with pytest.raises(ValueError, match="cannot run the reference model"):
+        measure({"good": model()}, SETTINGS, rounds=1, reference=b"no model")
+
+
+def test_no_models_need_no_worker_and_no_rounds_are_refused() -> None:
+    assert measure({}, SETTINGS) == {}
+    with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
+        measure({}, SETTINGS, rounds=0)
+
+
+def test_dead_worker_names_the_model_it_was_at(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model())
+    with _Worker(SETTINGS, 0) as worker:
+        assert worker.measure(path, "model 'a'", 1)
+        os.kill(worker.process.pid, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match="killed by signal 9 at model 'b'"):
+            worker.measure(path, "model 'b'", 1)
+
+
+def test_worker_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "worker.py"
+    broken.write_text("raise SystemExit('no numpy here')")
+    monkeypatch.setattr(MODULE, "_WORKER", broken)
+    with pytest.raises(RuntimeError, match=r"ended with code 1 at .*it said: no numpy here"):
+        measure({"a": model()}, SETTINGS, rounds=1)
+
+
+def test_worker_is_gone_after_an_error() -> None:
+    with pytest.raises(KeyboardInterrupt), _Worker(SETTINGS, 0) as worker:
+        raise KeyboardInterrupt
+    assert worker.process.returncode is not None
+
+
+def test_worker_imports_neither_torch_nor_this_package(tmp_path: Path) -> None:
+    with _Worker(SETTINGS, 0) as worker:
+        path = tmp_path / "model.onnx"
+        path.write_bytes(model())
+        worker.measure(path, "the model", 1)
+        if sys.platform == "linux":
+            loaded = Path(f"/proc/{worker.process.pid}/maps").read_text()
+            assert "libtorch" not in loaded
+
+
+def pace(slow: Callable[[int], float]) -> tuple[Callable[[str | None], list[float]], list[int]]:
+    """A machine of which every visit takes 100 us times what its round has; counts the rounds."""
+    visits: list[int] = []
+
+    def visit(key: str | None) -> list[float]:
+        if key is None:
+            visits.append(len(visits) // 2)  # the reference comes first and last
+        return [100 * slow(visits[-1])]
+
+    return visit, visits
+
+
+def rounds_of(visit: Any, rounds: int, expected: float | None = None) -> tuple[list[float], float]:
+    kept, reference = _rounds(
+        visit, ["a"], rounds, random.Random(0), expected_us=expected, advance=lambda done: None
+    )
+    return [float(session[0]) for session in kept["a"]], reference
+
+
+def test_rounds_in_which_the_reference_moved_are_dropped_and_repeated() -> None:
+    visit, _ = pace(lambda n: 1.3 if n in (1, 3) else 1.0)
+    assert rounds_of(visit, 5) == ([100.0] * 5, 100.0)
+
+
+def test_slow_start_of_a_worker_is_known_by_what_earlier_ones_saw() -> None:
+    visit, _ = pace(lambda n: 1.3 if n < 3 else 1.0)
+    assert rounds_of(visit, 3, expected=100.0)[0] == [100.0] * 3
+
+
+def test_machine_that_never_settles_gives_its_steadiest_rounds_after_twice_as_many() -> None:
+    visit, visits = pace(lambda n: 1 + 0.1 * n)
+    times, _ = rounds_of(visit, 3, expected=100.0)
+    assert visits[-1] + 1 == 6
+    assert sorted(times) == pytest.approx([100, 110, 120])
+
+
+def test_reference_that_moves_within_a_round_drops_it() -> None:
+    looks = iter([100, 150, 100, 100, 100, 100])
+    kept, _ = _rounds(
+        lambda key: [float(next(looks))] if key is None else [1.0],
+        ["a"],
+        2,
+        random.Random(0),
+        expected_us=None,
+        advance=lambda done: None,
+    )
+    assert len(kept["a"]) == 2
+    assert next(looks, None) is None
+
+
+def test_order_differs_between_rounds_and_repeats_by_seed() -> None:
+    def order(seed: int) -> list[str]:
+        seen: list[str] = []
+        _rounds(
+            lambda key: seen.append(key or "") or [1.0],
+            list("abcdef"),
+            3,
+            random.Random(seed),
+            expected_us=None,
+            advance=lambda done: None,
+        )
+        return [key for key in seen if key]
+
+    assert order(0) == order(0)
+    assert order(0)[:6] != order(0)[6:12]
+
+
+def test_sample_fills_its_time_with_runs_and_gives_the_time_of_one() -> None:
+    now = 0.0
+
+    def run() -> None:
+        nonlocal now
+        now += 100e-6
+
+    times = sample(run, lambda: now, warmups=4, samples=3, sample_seconds=0.002)
+    assert times == pytest.approx([100] * 3)
+    assert now == pytest.approx((4 + 1 + 3 * 20) * 100e-6)
+
+
+def test_run_longer_than_a_sample_is_run_once() -> None:
+    ticks = iter(np.arange(100.0))
+    assert (
+        sample(lambda: None, lambda: float(next(ticks)), warmups=0, samples=2, sample_seconds=0.01)
+        == [1e6] * 2
+    )
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT64])
+def test_inputs_have_the_models_type_and_one_for_open_dimensions(dtype: int) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        model(shape=("batch", 5), dtype=dtype), session_options(1, "all"), providers=["CPUExecutionProvider"]
+    )
+    given = random_inputs(session, 0)
+    assert given["input"].shape == (1, 5)
+    assert session.run(None, given)[0] == pytest.approx(2 * given["input"])
+    assert (given["input"] == random_inputs(session, 0)["input"]).all()
+
+
+def test_latency_of_a_file_is_that_of_its_bytes_in_milliseconds(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model(20, (1, 4096)))
+    one, other = (measure_latency(given, SETTINGS, seconds=0.1) for given in (path, path.read_bytes()))
+    assert one.clock == "thread_cpu"
+    assert one.p10_ms <= one.median_ms <= one.p90_ms
+    assert one.median_ms == pytest.approx(other.median_ms, rel=0.5)  # a busy machine
+
+
+def test_two_threads_are_measured_on_the_wall_clock() -> None:
+    assert measure_latency(model(), SessionSettings(threads=2), seconds=0.1).clock == "wall"
+
+
+@pytest.mark.parametrize("content", [b"", b"foreign", model()[:60]], ids=["empty", "foreign", "truncated"])
+def test_file_that_is_no_model_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "damaged.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot run '.*damaged.onnx'"):
+        measure_latency(path, SETTINGS)
+
+
+def test_absent_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'.*absent.onnx' cannot be read: No such file"):
+        measure_latency(tmp_path / "absent.onnx", SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("clock", "apart", "valid"),
+    [("thread_cpu", 2.9, True), ("thread_cpu", 3.2, False), ("wall", 4.8, True), ("wall", 5.3, False)],
+)
+def test_reading_is_valid_up_to_the_floor_of_its_clock(clock: str, apart: float, valid: bool) -> None:
+    half = apart / 2
+    reading = _reading([([100.0 - half] * 3, [100.0 + half] * 3)] * 12, clock)
+    assert reading.noise_floor_percent == pytest.approx(apart)
+    assert reading.median_ms == pytest.approx(0.1)
+    assert reading.valid is valid
+    assert ("close other programs" in reading.reason) is not valid
