@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import warnings
@@ -14,6 +13,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from profilers.cost import Cost
 from profilers.profile import Profiler, distinct_parts, tabulated
@@ -62,17 +62,15 @@ def count_macs(module: nn.Module, inputs: Sequence[Tensor]) -> MacCount:
     MacCount(headline=1944, detail={'relu': 72}, uncounted={})
     """
     given = tuple(torch.zeros(tensor.shape, dtype=tensor.dtype) for tensor in inputs)
-    analysis = FlopCountAnalysis(_Call(_on_cpu(module)), given)
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    # An operator is counted once, for the whole: which module called it does not matter.
-    analysis.ancestor_mode("caller").set_op_handle(**_HANDLES)
-    with torch.no_grad(), _plain_attention():
-        counted: Counter[str] = analysis.by_operator()
-    return MacCount(
-        headline=int(sum(count for name, count in counted.items() if name not in _APART)),
-        detail={name: int(count) for name, count in counted.items() if name in _APART},
-        uncounted=dict(analysis.unsupported_ops()),
-    )
+    named = itertools.chain(module.named_parameters(), module.named_buffers())
+    tensors = {
+        f"module.{name}": torch.zeros(held.shape, dtype=held.dtype) if held.is_meta else held.detach()
+        for name, held in named
+    }
+    with torch.no_grad(), _evaluating(module), _plain_attention():
+        # Its tensors are exchanged while this runs: a copy of the module takes longer than the trace.
+        counted: MacCount = functional_call(_Traced(module), tensors, given)
+    return counted
 
 
 @final
@@ -120,6 +118,26 @@ class FlopsProfiler(Profiler):
         return MacCount(headline, dict(detail), dict(uncounted))
 
 
+class _Traced(nn.Module):
+    """Counts what a module computes when this is called."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> MacCount:
+        analysis = FlopCountAnalysis(_Call(self.module), inputs)
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        # An operator is counted once, for the whole: which module called it does not matter.
+        analysis.ancestor_mode("caller").set_op_handle(**_HANDLES)
+        counted: Counter[str] = analysis.by_operator()
+        return MacCount(
+            headline=int(sum(count for name, count in counted.items() if name not in _APART)),
+            detail={name: int(count) for name, count in counted.items() if name in _APART},
+            uncounted=dict(analysis.unsupported_ops()),
+        )
+
+
 class _Call(nn.Module):
     """Calls a module that is not its child: hooks and names for each child are most of fvcore's time."""
 
@@ -131,17 +149,16 @@ class _Call(nn.Module):
         return self._module[0](*inputs)
 
 
-def _on_cpu(module: nn.Module) -> nn.Module:
-    """A copy to be traced: fvcore needs tensors that are there."""
-    real = copy.deepcopy(module).eval()
-    tensors = itertools.chain(module.parameters(), module.buffers())
-    if any(tensor.is_meta for tensor in tensors):
-        real.to_empty(device="cpu")
-        with torch.no_grad():
-            # Whatever the memory held may be indices out of range, or numbers that are slow to compute with.
-            for tensor in itertools.chain(real.parameters(), real.buffers()):
-                tensor.zero_()
-    return real.requires_grad_(False)
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    was_training = [child for child in module.modules() if child.training]
+    for child in was_training:
+        child.training = False
+    try:
+        yield
+    finally:
+        for child in was_training:
+            child.training = True
 
 
 @contextmanager
