@@ -72,12 +72,18 @@ class StandIns:
 
 
 @contextlib.contextmanager
-def captured_logs(module: pl.LightningModule, logged: Logged | None, batch_size: int) -> Iterator[None]:
-    """What the user's step logs goes to ``logged`` (or nowhere), not to the trainer."""
+def captured_logs(
+    module: pl.LightningModule, logged: Logged | None, batch_size: int, suffix: str = ""
+) -> Iterator[None]:
+    """What the user's step logs goes to ``logged`` (or nowhere), not to the trainer.
+
+    ``suffix`` is added to the names, as Lightning does where there are several loaders.
+    """
 
     def log(name: str, value: Any, *arguments: Any, **keywords: Any) -> None:
         if logged is not None:
-            logged.add(name, value, keywords.get("batch_size") or batch_size)
+            full_name = name + suffix if keywords.get("add_dataloader_idx", True) else name
+            logged.add(full_name, value, keywords.get("batch_size") or batch_size)
 
     def log_dict(values: Any, *arguments: Any, **keywords: Any) -> None:
         for name, value in values.items():

@@ -262,12 +262,13 @@ class Strategy(pl.Callback, ABC):
     ) -> None:
         if not self.validate_supernet:
             return
-        arguments = [batch, batch_idx]
+        arguments, suffix = [batch, batch_idx], ""
         if len(trainer.num_val_batches) > 1:
             arguments.append(dataloader_idx)
+            suffix = f"/dataloader_idx_{dataloader_idx}"
         gates = self.weight_gates(torch.Generator().manual_seed(mixed_seed(self.seed, batch_idx, 1)))
         with (
-            self._on_the_side(pl_module, self._supernet_logged, batch),
+            self._on_the_side(pl_module, self._supernet_logged, batch, suffix),
             own_random_numbers(mixed_seed(self.seed, batch_idx, 2)),
             self.space.represented_by(None),
             self.space.running(gates),
@@ -278,7 +279,9 @@ class Strategy(pl.Callback, ABC):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.validate_supernet:
             for name, value in self._supernet_logged.means().items():
-                pl_module.log(f"supernet_{name}", value, sync_dist=trainer.world_size > 1)
+                # The names say already which loader they speak for.
+                is_shared = trainer.world_size > 1
+                pl_module.log(f"supernet_{name}", value, sync_dist=is_shared, add_dataloader_idx=False)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._leave_validation()
@@ -328,12 +331,12 @@ class Strategy(pl.Callback, ABC):
 
     @contextlib.contextmanager
     def _on_the_side(
-        self, pl_module: pl.LightningModule, logged: Logged | None, batch: Any
+        self, pl_module: pl.LightningModule, logged: Logged | None, batch: Any, suffix: str = ""
     ) -> Iterator[None]:
         """The user's step can be run here: its metrics, logs and buffers are as before afterwards."""
         with (
             self._metrics.installed(),
-            captured_logs(pl_module, logged, _batch_size(batch)),
+            captured_logs(pl_module, logged, _batch_size(batch), suffix),
             kept_buffers(pl_module),
         ):
             yield

@@ -1,23 +1,35 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from hwnas import LayerChoice, ModelSpace
+from hwnas.classification import Classification
+from hwnas.recalibrate import recalibrate
+from hwnas.strategies import DARTS, NonFiniteLossError
 from profilers.penalty import LagrangianPenalty
 from tests.hwnas.strategies.tiny import (
+    CLASSES,
     STRATEGIES,
+    Noisy,
     TableProfiler,
+    TinyNet,
     assert_equal,
     classification,
     fit,
+    loaders,
     logits_of,
     space_of,
+    trainer,
 )
 
 # Going on in the folder of before is what resuming is.
@@ -175,3 +187,276 @@ def test_checkpoint_holds_tensors_and_plain_python_only(name: str, tmp_path: Pat
     Search(name, tmp_path).run(max_epochs=1)
     loaded = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert any("logits" in str(state) for state in loaded["callbacks"].values())
+
+
+# ---- what an architecture step leaves behind
+
+
+class Around(pl.Callback):
+    """Stands before and after the strategy, and compares what must not move between."""
+
+    def __init__(self) -> None:
+        self.before: dict[str, Any] | None = None
+        self.compared = 0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+        now = {
+            "state": {key: value.clone() for key, value in module.state_dict().items()},
+            "gradients": [p.grad if p.grad is None else p.grad.clone() for p in module.parameters()],
+            "asking": [p.requires_grad for p in module.parameters()],
+        }
+        if self.before is None:
+            self.before = now
+        else:
+            assert_equal(now, self.before)
+            self.before, self.compared = None, self.compared + 1
+
+
+@every_strategy
+def test_architecture_step_leaves_weights_gradients_and_buffers_alone(name: str) -> None:
+    module, around = classification(), Around()
+    next(module.parameters()).requires_grad_(False)
+    strategy = STRATEGIES[name](arc_learning_rate=0.1)
+    trainer_ = trainer(around, strategy, around, max_epochs=2)
+    trainer_.fit(module, *loaders())
+    assert around.compared == 8
+    assert not next(module.parameters()).requires_grad
+
+
+@every_strategy
+def test_architecture_parameters_are_in_no_optimizer_of_the_user(name: str) -> None:
+    strategy = STRATEGIES[name]()
+    module, trainer_ = fit(strategy)
+    mine = {id(parameter) for parameter in strategy.logits.parameters()}
+    assert not mine & {id(parameter) for parameter in module.parameters()}
+    groups = trainer_.optimizers[0].param_groups
+    assert not mine & {id(parameter) for group in groups for parameter in group["params"]}
+
+
+class Faulty(pl.LightningModule):
+    """Returns what it is told to for batches whose first label is ``at``."""
+
+    def __init__(self, at: int, returned: Any) -> None:
+        super().__init__()
+        self.space = ModelSpace(TinyNet())
+        self.at, self.returned = at, returned
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        images, labels = batch
+        loss = F.cross_entropy(self.space(images), labels.clamp(max=CLASSES - 1))
+        return self.returned(loss) if int(labels[0]) == self.at else loss
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def marked_batches(mark: int, ordinary: int = 2) -> DataLoader[Any]:
+    """Ordinary batches, then one that is marked by its label."""
+    labels = [*[torch.zeros(4, dtype=torch.long)] * ordinary, torch.full((4,), mark)]
+    return DataLoader([(torch.randn(4, 1, 8, 8), label) for label in labels], batch_size=None)  # type: ignore[arg-type]  # a list is a dataset
+
+
+def nothing(loss: Tensor) -> Any:
+    return None
+
+
+def as_dictionary(loss: Tensor) -> Any:
+    return {"loss": loss, "more": 1}
+
+
+def not_a_number(loss: Tensor) -> Any:
+    return loss * torch.nan
+
+
+def failing(loss: Tensor) -> Any:
+    raise KilledError
+
+
+@every_strategy
+def test_error_in_an_architecture_step_leaves_no_trace(name: str) -> None:
+    module = Faulty(9, failing)
+    strategy = STRATEGIES[name](arch_dataloader=marked_batches(9))
+    with pytest.raises(KilledError):
+        trainer(strategy).fit(module, marked_batches(1))
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    assert module.space.gates is None
+    assert "log" not in vars(module)
+
+
+@every_strategy
+@pytest.mark.parametrize("returned", [nothing, as_dictionary])
+@pytest.mark.filterwarnings("ignore:.*training_step. returned .None.:UserWarning")
+def test_training_step_may_return_a_dictionary_or_nothing(name: str, returned: Any) -> None:
+    strategy = STRATEGIES[name](arch_dataloader=marked_batches(9))
+    trainer(strategy).fit(Faulty(9, returned), marked_batches(9))
+    assert strategy.architecture()
+
+
+@every_strategy
+@pytest.mark.parametrize("step", ["weight", "architecture"])
+def test_loss_that_is_no_number_stops_before_any_weight_is_touched(name: str, step: str) -> None:
+    module = Faulty(9, not_a_number)
+    marked = {"weight": (9, 1), "architecture": (1, 9)}[step]
+    strategy = STRATEGIES[name](arch_dataloader=marked_batches(marked[1]))
+    before: dict[str, Any] = {}
+
+    class Keep(pl.Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            before.update({key: value.clone() for key, value in module.state_dict().items()})
+
+    with pytest.raises(NonFiniteLossError, match=rf"{step} step is nan in epoch 0, step 2.*resume"):
+        trainer(Keep(), strategy).fit(module, marked_batches(marked[0]))
+    weights = {key for key, _ in module.named_parameters()}
+    assert_equal(
+        {k: v for k, v in module.state_dict().items() if k in weights}, {k: before[k] for k in weights}
+    )
+
+
+def test_checkpoint_before_a_loss_that_is_no_number_can_be_resumed_from(tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path, save_last=True)
+    batches = marked_batches(9)
+
+    class SecondEpoch(pl.Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
+            module.at = 9 if trainer.current_epoch == 1 else -1
+
+    def run(*callbacks: pl.Callback, **options: Any) -> None:
+        strategy = DARTS(arch_dataloader=marked_batches(1))
+        made = trainer(strategy, saver, *callbacks, max_epochs=2, enable_checkpointing=True)
+        made.fit(Faulty(-1, not_a_number), batches, **options)
+
+    with pytest.raises(NonFiniteLossError):
+        run(SecondEpoch())
+    run(ckpt_path=tmp_path / "last.ckpt")
+
+
+# ---- validation
+
+
+class Recorder(pl.Callback):
+    """The supernet's state around each validation."""
+
+    def __init__(self) -> None:
+        self.validations = 0
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._before = {key: value.clone() for key, value in space_of(module).state_dict().items()}
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert_equal(dict(space_of(module).state_dict()), self._before)
+        self.validations += 1
+
+
+@every_strategy
+def test_validation_judges_the_recalibrated_subnet_and_leaves_the_supernet_alone(name: str) -> None:
+    strategy, module, recorder = STRATEGIES[name](arc_learning_rate=0.1), classification(), Recorder()
+    training, validation = DataLoader(Noisy(32, 1, 0.0), batch_size=8), loaders(noise=0.0)[1]
+    made = trainer(strategy, recorder, max_epochs=2)
+    made.fit(module, training, validation)
+    subnet = recalibrate(strategy.space.freeze(strategy.architecture()), training).eval()
+    losses = [F.cross_entropy(subnet(images), labels).detach() for images, labels in validation]
+    assert float(made.callback_metrics["val_loss"]) == pytest.approx(float(sum(losses) / 2), rel=1e-5)
+    assert float(made.callback_metrics["supernet_val_loss"]) != float(made.callback_metrics["val_loss"])
+    assert recorder.validations == 3  # Lightning's sanity check is one
+
+
+class ZeroedHead(pl.Callback):
+    """Swaps weights for the validation, as averaged weights (EMA) are swapped in."""
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._kept = {key: value.clone() for key, value in module.state_dict().items()}
+        with torch.no_grad():
+            for parameter in space_of(module).network.head.parameters():
+                parameter.zero_()
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        module.load_state_dict(self._kept)
+
+
+@every_strategy
+@pytest.mark.parametrize("is_first", [True, False])
+def test_weights_that_are_swapped_for_validation_are_seen(name: str, is_first: bool) -> None:
+    callbacks = [ZeroedHead(), STRATEGIES[name]()]
+    made = trainer(*(callbacks if is_first else reversed(callbacks)))
+    made.fit(classification(), *loaders())
+    assert float(made.callback_metrics["val_loss"]) == pytest.approx(math.log(CLASSES))
+    assert float(made.callback_metrics["supernet_val_loss"]) == pytest.approx(math.log(CLASSES))
+
+
+class TwoLoaders(Faulty):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        images, labels = batch
+        self.log("val_loss", F.cross_entropy(self.space(images), labels))
+        self.log("val_which", float(dataloader_idx))
+
+
+@every_strategy
+def test_two_validation_loaders_are_told_apart(name: str) -> None:
+    made = trainer(STRATEGIES[name]())
+    training, validation = loaders()
+    made.fit(TwoLoaders(-1, nothing), training, [validation, loaders()[1]])
+    for index in (0, 1):
+        assert float(made.callback_metrics[f"val_which/dataloader_idx_{index}"]) == index
+        assert float(made.callback_metrics[f"supernet_val_which/dataloader_idx_{index}"]) == index
+
+
+# ---- errors
+
+
+@every_strategy
+def test_network_without_one_space_and_manual_optimisation_are_refused(name: str) -> None:
+    plain = Classification(nn.Flatten(), CLASSES)
+    with pytest.raises(ValueError, match=r"the one ModelSpace inside.*Classification contains 0"):
+        trainer(STRATEGIES[name]()).fit(plain, *loaders())
+    two = Faulty(-1, nothing)
+    two.other = ModelSpace(TinyNet())
+    with pytest.raises(ValueError, match="Faulty contains 2"):
+        trainer(STRATEGIES[name]()).fit(two, loaders()[0])
+    manual = Faulty(-1, nothing)
+    manual.automatic_optimization = False
+    with pytest.raises(ValueError, match="automatic_optimization = False"):
+        trainer(STRATEGIES[name]()).fit(manual, loaders()[0])
+
+
+@every_strategy
+def test_architecture_batches_must_come_from_somewhere(name: str) -> None:
+    with pytest.raises(ValueError, match=r"arch_dataloader=…\), or validation batches"):
+        trainer(STRATEGIES[name]()).fit(Faulty(-1, nothing), loaders()[0])
+    with pytest.raises(ValueError, match="loader of the architecture batches is empty"):
+        trainer(STRATEGIES[name](arch_dataloader=[])).fit(Faulty(-1, nothing), loaders()[0])
+
+
+@every_strategy
+def test_architecture_before_the_fit_says_what_is_missing(name: str) -> None:
+    with pytest.raises(RuntimeError, match=r"has not seen a space yet.*Trainer\(callbacks="):
+        STRATEGIES[name]().architecture()
+
+
+@every_strategy
+def test_checkpoint_of_another_space_names_the_choices(name: str) -> None:
+    strategy, other = STRATEGIES[name](), STRATEGIES[name]()
+    fit(strategy)
+    space = ModelSpace(nn.Sequential(LayerChoice([nn.ReLU(), nn.Tanh()], label="op")))
+    other.prepare_for(space)
+    with pytest.raises(
+        ValueError, match=r"another space.*'act' \(2 there, 0 here\).*'op' \(3 there, 2 here\)"
+    ):
+        other.load_state_dict(strategy.state_dict())
+
+
+@every_strategy
+@pytest.mark.parametrize("options", [{"warmup_epochs": -1}, {"recalibration_batches": 0}])
+def test_impossible_counts_are_refused(name: str, options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="warmup_epochs must be at least 0"):
+        STRATEGIES[name](**options)
+
+
+@every_strategy
+def test_logits_rest_during_the_warm_up(name: str) -> None:
+    strategy = STRATEGIES[name](arc_learning_rate=0.1, warmup_epochs=2)
+    fit(strategy, max_epochs=2)
+    rested = logits_of(strategy)
+    fit(strategy, max_epochs=1)
+    assert_equal(logits_of(strategy), rested)
+    fit(longer := STRATEGIES[name](arc_learning_rate=0.1, warmup_epochs=2), max_epochs=3)
+    assert any(not torch.equal(rested[label], logits) for label, logits in logits_of(longer).items())
