@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
+import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +28,7 @@ from lookup_tables.table import Accuracy, Entry, LookupTable, Subnet
 Progress = Callable[[str, int, int], None]
 
 _OVERHEAD = "session overhead"
+_TURNS = ("subnet 1", "subnet 2")
 _LEAST_US = 0.05  # an entry that is no dearer than the session's overhead still is an entry
 
 
@@ -99,11 +102,8 @@ def build_table(
         raise ValueError("a table is calibrated on whole networks: give at least one subnet")
     report = progress or (lambda what, done, total: None)
     journal = _Journal(path, space, settings)
-    work = _Work(journal, settings, seed, report, measurer)
-    work.overhead()
-    work.entries(entries, subnets[0])
     keyed = {executed_graph(net.module, net.inputs).key: net for net in subnets}
-    work.subnets(keyed)
+    _measure_missing(journal, entries, keyed, seed, report, measurer)
     table = _table(journal, entries, keyed, space, settings)
     table.save(path)
     journal.remove()
@@ -218,56 +218,43 @@ class _Journal:
             os.fsync(file.fileno())
 
 
-@final
-class _Work:
-    """The steps of a build."""
+def _measure_missing(
+    journal: _Journal,
+    entries: Mapping[str, EntrySource],
+    subnets: Mapping[str, SubnetSource],
+    seed: int,
+    report: Progress,
+    measurer: Measure,
+) -> None:
+    """Measures what the journal lacks, all of it mixed.
 
-    def __init__(
-        self, journal: _Journal, settings: SessionSettings, seed: int, report: Progress, measurer: Measure
-    ) -> None:
-        self._journal = journal
-        self._settings = settings
-        self._seed = seed
-        self._report = report
-        self._measurer = measurer
-
-    def overhead(self) -> None:
-        """What a session costs that does nothing: every entry holds it once too often."""
-        if not self._journal.has("overhead", _OVERHEAD):
-            self._measure(
-                "overhead", {_OVERHEAD: _empty_model()}, None, "measuring the session's overhead", 0
-            )
-
-    def entries(self, sources: Mapping[str, EntrySource], reference: SubnetSource) -> None:
-        missing = {key: made for key, made in sources.items() if not self._journal.has("entry", key)}
-        if missing:
-            models = _exported(missing, "exporting blocks", self._report)
-            (whole,) = to_onnx({reference.name: (reference.module, reference.inputs)}).values()
-            self._measure("entry", models, whole, "measuring blocks", self._seed)
-
-    def subnets(self, sources: Mapping[str, SubnetSource]) -> None:
-        kinds = ("subnet 1", "subnet 2")
-        missing = {
-            k: net for k, net in sources.items() if not all(self._journal.has(kind, k) for kind in kinds)
-        }
-        if not missing:
-            return
-        models = _exported(missing, "exporting networks", self._report)
-        for turn, kind in enumerate(kinds, start=1):
-            left = {key: model for key, model in models.items() if not self._journal.has(kind, key)}
-            self._measure(kind, left, _middle(models), f"measuring networks ({turn}/2)", self._seed + turn)
-
-    def _measure(
-        self, kind: str, models: Mapping[str, bytes], reference: bytes | None, what: str, seed: int
-    ) -> None:
-        self._measurer(
-            models,
-            self._settings,
-            reference=reference,
-            seed=seed,
-            progress=_step(self._report, what),
-            on_result=lambda key, measured: self._journal.add(kind, key, measured),
-        )
+    A machine drifts over minutes: parts, networks and the networks' second turn meet the same weather, so
+    that drift is noise and not a bias of one against the other.
+    """
+    wanted = [("overhead", _OVERHEAD)]
+    wanted += [("entry", key) for key in entries]
+    wanted += [(kind, key) for key in subnets for kind in _TURNS]
+    missing = [which for which in wanted if not journal.has(*which)]
+    if not missing:
+        return
+    models = {("overhead", _OVERHEAD): _empty_model()}
+    parts = {key: entries[key] for kind, key in missing if kind == "entry"}
+    models |= {("entry", key): model for key, model in _exported(parts, "exporting blocks", report).items()}
+    nets = {key: subnets[key] for kind, key in missing if kind in _TURNS}
+    if not nets:  # one to look at between others
+        nets = dict(itertools.islice(subnets.items(), 1))
+    whole = _exported(nets, "exporting networks", report)
+    models |= {(kind, key): model for key, model in whole.items() for kind in _TURNS}
+    random.Random(seed).shuffle(missing)
+    by_name = {f"{kind} {key}": (kind, key) for kind, key in missing}
+    measurer(
+        {name: models[which] for name, which in by_name.items()},
+        journal.settings,
+        reference=_middle(whole),
+        seed=seed,
+        progress=_step(report, "measuring"),
+        on_result=lambda name, measured: journal.add(*by_name[name], measured),
+    )
 
 
 def _step(report: Progress, what: str) -> Callable[[int, int], None]:
@@ -326,8 +313,9 @@ def _table(
         )
     sums = [sum(entries[key].median_us for key in net.parts) for net in subnets]
     counts = [len(net.parts) for net in subnets]
-    measured = [(net.median_us + net.repeat_us) / 2 for net in subnets]
-    accuracy = cross_validated(sums, counts, [n.median_us for n in subnets], [n.repeat_us for n in subnets])
+    once, again = [net.median_us for net in subnets], [net.repeat_us for net in subnets]
+    means = [(one + other) / 2 for one, other in zip(once, again, strict=True)]
+    least = min(entry.median_us for entry in entries.values())
     return LookupTable(
         space=space,
         date=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -336,6 +324,6 @@ def _table(
         protocol={"method": "isolated", "clock": settings.clock, "overhead_us": overhead},
         entries=entries,
         subnets=tuple(subnets),
-        calibration=calibrate(sums, counts, measured),
-        accuracy=accuracy,
+        calibration=calibrate(sums, counts, means, least),
+        accuracy=cross_validated(sums, counts, once, again, least),
     )

@@ -273,6 +273,13 @@ def _table(raw: Mapping[str, Any]) -> LookupTable:
         if unknown := set(subnet.parts) - by_key.keys():
             raise _WrongError(f"subnet '{subnet.name}' has parts without an entry: {sorted(unknown)}")
     calibration = _record(Calibration, "calibration", raw["calibration"])
+    for entry in entries:
+        _check(
+            calibration.scale * entry.median_us + calibration.per_site_us >= 0,
+            "calibration: per_site_us",
+            f"such that '{entry.name}' does not make a network faster",
+            calibration.per_site_us,
+        )
     accuracy = _record(Accuracy, "accuracy", raw["accuracy"])
     _check(
         -1 < accuracy.interval_low <= accuracy.interval_high,
@@ -293,7 +300,7 @@ def _table(raw: Mapping[str, Any]) -> LookupTable:
     )
 
 
-_SIGNED = {"spearman", "interval_low", "interval_high"}
+_SIGNED = {"spearman", "per_site_us", "interval_low", "interval_high"}
 _POSITIVE = {"median_us", "p10_us", "p90_us", "repeat_us", "scale", "coverage"}  # nothing measured is 0
 
 
