@@ -45,12 +45,13 @@ class RunFolder:
     def __getitem__(self, name: str) -> Any:
         return self._held[name]
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._held
+    def get(self, name: str) -> Any:
+        """A fact, or None."""
+        return self._held.get(name)
 
-    def __setitem__(self, name: str, fact: Any) -> None:
-        """Keeps a fact that a later start of the same run goes on from."""
-        self._held[name] = fact
+    def update(self, **facts: Any) -> None:
+        """Keeps facts that a later start of the same run goes on from."""
+        self._held.update(facts)
         self._write()
 
     def checkpoint(self, step: str) -> Path:

@@ -8,7 +8,7 @@ from typing import final
 from torch import Tensor, nn
 
 from hwnas.choices import LayerChoice
-from hwnas.nn import BatchNorm2d, Conv2d, Linear
+from hwnas.nn import BatchNorm2d, Conv2d
 from hwnas.values import Value, ValueChoice
 
 Width = int | Value
@@ -50,6 +50,20 @@ class InvertedResidual(nn.Module):
     def extra_repr(self) -> str:
         widths = f"{self.in_channels}->{self.out_channels}"
         return f"{widths}, k={self.kernel_size}, e={self.expansion}, s={self.stride}"
+
+
+@final
+class Classifier(nn.Module):
+    """The mean over all positions, and a linear layer: ``(N, channels, H, W)`` to ``(N, num_classes)``."""
+
+    def __init__(self, channels: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(channels, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        scores: Tensor = self.linear(self.dropout(features.mean((2, 3))))
+        return scores
 
 
 @final
@@ -106,14 +120,11 @@ class SmallMobileNet(nn.Module):
             Conv2d(previous, head, 1, bias=False),
             BatchNorm2d(head),
             nn.ReLU(inplace=True),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Dropout(dropout),
-            Linear(head, num_classes),
         )
+        self.classifier = Classifier(head, num_classes, dropout)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.layers(self.stem(images)))
+        logits: Tensor = self.classifier(self.head(self.layers(self.stem(images))))
         return logits
 
 

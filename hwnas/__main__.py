@@ -1,0 +1,5 @@
+"""``python -m hwnas`` is ``hwnas``."""
+
+from hwnas.cli import app
+
+app()

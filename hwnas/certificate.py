@@ -1,0 +1,166 @@
+"""The promise: a budget, what was measured against it, and everything needed to check it again."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy
+import onnx
+import onnxruntime
+import torch
+
+from hwnas.export import read_metadata, write_metadata
+from hwnas.run_folder import read_json, write_json
+from lookup_tables import DeviceFingerprint, LatencyReading, SessionSettings, fingerprint, measure_latency
+from profilers.space import Architecture
+
+# A fresh median may lie above the budget by the noise floor, but never by more than this.
+_LARGEST_TOLERANCE_PERCENT = 2.0
+
+
+@final
+@dataclass(frozen=True)
+class Certificate:
+    """What a network was promised to cost and what it was measured to cost.
+
+    Attributes:
+        passed: the fresh median keeps to the budget, on the device of the table, in a valid measurement.
+        reason: why it passed or did not, in words.
+        budget_ms: what was asked.
+        predicted_ms: what the latency table said.
+        predicted_interval_ms: between which two numbers the table expected the measurement.
+        measured_ms: median of a measurement taken after the selection.
+        measured_p10_ms, measured_p90_ms: its spread.
+        noise_floor_percent: median absolute difference of two interleaved measurements of the file.
+        clock: ``thread_cpu`` or ``wall``.
+        test_accuracy: share of right answers on the test set, of the ONNX file itself.
+        parity_max_abs_diff: largest difference between torch's outputs and the file's.
+        macs, params: multiply-adds and parameters, in the published convention.
+        architecture: the options, by label.
+        space, data, strategy, seed: how it was found.
+        device: fingerprint of the machine that measured.
+        runtime: versions and session settings.
+        date: of the measurement, ISO 8601.
+    """
+
+    passed: bool
+    reason: str
+    budget_ms: float
+    predicted_ms: float
+    predicted_interval_ms: tuple[float, float]
+    measured_ms: float
+    measured_p10_ms: float
+    measured_p90_ms: float
+    noise_floor_percent: float
+    clock: str
+    test_accuracy: float | None
+    parity_max_abs_diff: float
+    macs: float
+    params: float
+    architecture: Architecture
+    space: str
+    data: str
+    strategy: str
+    seed: int
+    device: dict[str, Any]
+    runtime: dict[str, Any]
+    date: str
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any], source: str) -> Certificate:
+        """Raises ``ValueError`` where a fact is missing."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        missing = [name for name in names if name not in facts]
+        if missing:
+            raise ValueError(
+                f"'{source}' carries no certificate: it lacks {', '.join(missing[:5])}"
+                f"{' and more' if len(missing) > 5 else ''}; certificates are written by "
+                "`hwnas search` and `hwnas export`"
+            )
+        interval = tuple(float(number) for number in facts["predicted_interval_ms"])
+        return cls(**{**{name: facts[name] for name in names}, "predicted_interval_ms": interval})
+
+    def save(self, onnx_path: Path, json_path: Path) -> None:
+        """Writes it into the ONNX file's metadata and beside it."""
+        write_metadata(onnx_path, self.to_json())
+        write_json(json_path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> Certificate:
+        """From an ONNX file's metadata, or from ``certificate.json``.
+
+        Raises:
+            ValueError: the file is absent or damaged, or carries no certificate.
+        """
+        if path.suffix == ".json":
+            return cls.from_json(read_json(path, "certificate"), str(path))
+        return cls.from_json(read_metadata(path), str(path))
+
+
+def judge(reading: LatencyReading, budget_ms: float) -> tuple[bool, str]:
+    """Whether a measurement keeps to a budget, and why.
+
+    It passes if the median is at most ``budget * (1 + min(noise floor, 2 %))``; an invalid measurement
+    does not pass.
+    """
+    if not reading.valid:
+        return False, f"invalid measurement: {reading.reason}"
+    tolerance = min(reading.noise_floor_percent, _LARGEST_TOLERANCE_PERCENT)
+    allowed = budget_ms * (1 + tolerance / 100)
+    share = 100 * reading.median_ms / budget_ms
+    if reading.median_ms <= allowed:
+        return True, f"measured {reading.median_ms:.4f} ms, {share:.1f} % of the budget"
+    return False, (
+        f"measured {reading.median_ms:.4f} ms, {share:.1f} % of the budget; at most {allowed:.4f} ms "
+        f"(the budget and the noise floor of {tolerance:.2f} %) would pass"
+    )
+
+
+def runtime_facts(settings: SessionSettings) -> dict[str, Any]:
+    """Versions and session settings, as a certificate has them."""
+    return {
+        "onnxruntime": onnxruntime.__version__,
+        "onnx": onnx.__version__,
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "session": settings.to_json(),
+    }
+
+
+def now() -> str:
+    """The date and time, ISO 8601, to the second, with the time zone."""
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+@final
+@dataclass(frozen=True)
+class Verification:
+    """A certificate checked again here and now."""
+
+    certificate: Certificate
+    reading: LatencyReading
+    holds: bool
+    reason: str
+    other_device: list[str]
+
+
+def verify(path: Path) -> Verification:
+    """Reads a file's certificate, measures the file again on this machine, and judges.
+
+    Raises:
+        ValueError: the file is absent or damaged, or carries no certificate.
+    """
+    certificate = Certificate.load(path)
+    settings = SessionSettings.from_json(certificate.runtime["session"])
+    differences = DeviceFingerprint.from_json(certificate.device).differences(fingerprint())
+    reading = measure_latency(path, settings)
+    holds, reason = judge(reading, certificate.budget_ms)
+    return Verification(certificate, reading, holds, reason, differences)

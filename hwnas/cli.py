@@ -1,0 +1,347 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from hwnas.certificate import Certificate
+    from hwnas.space import ModelSpace
+    from lookup_tables import LookupTable
+
+# Torch and Lightning are imported by the commands: `hwnas --help` answers at once.
+app = typer.Typer(
+    help="Name a device and a latency; get the most accurate network that keeps to it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+table_app = typer.Typer(help="Latency tables of devices.", no_args_is_help=True)
+app.add_typer(table_app, name="table")
+
+
+class Optimisation(StrEnum):
+    """ONNX Runtime's graph optimisation levels."""
+
+    all = "all"
+    extended = "extended"
+    basic = "basic"
+    disabled = "disabled"
+
+
+SpaceName = Annotated[str, typer.Option("--space", help="small-mobilenet, or my_module:MyNetwork")]
+DataName = Annotated[str, typer.Option("--data", help="fashion-mnist, digits, or my_module:my_datamodule")]
+Threads = Annotated[int, typer.Option(min=1, help="of the ONNX Runtime session")]
+Level = Annotated[Optimisation, typer.Option(help="ONNX Runtime's graph optimisation")]
+Seed = Annotated[int, typer.Option(help="of everything that is drawn")]
+
+
+@app.command()
+def search(
+    space: SpaceName = "small-mobilenet",
+    data: DataName = "fashion-mnist",
+    data_folder: Annotated[Path | None, typer.Option(help="where the data's files lie")] = None,
+    device: Annotated[
+        Path | None, typer.Option("--device", help="a latency table; default: this machine is measured")
+    ] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="the budget, in milliseconds")] = None,
+    budget: Annotated[
+        str, typer.Option(help="the budget between the space's cheapest (0%) and dearest (100%) network")
+    ] = "50%",
+    strategy: Annotated[str, typer.Option(help="darts or proxyless")] = "proxyless",
+    epochs: Annotated[int, typer.Option(min=1, help="of the search")] = 4,
+    train_epochs: Annotated[int, typer.Option(min=1, help="of the subnet that was found")] = 6,
+    warmup_epochs: Annotated[int, typer.Option(min=0, help="of the search, weights alone")] = 1,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="default: the data's own")] = None,
+    lr: Annotated[float, typer.Option(help="peak learning rate of the search")] = 0.1,
+    train_lr: Annotated[float, typer.Option(help="peak learning rate of the training")] = 0.1,
+    arc_learning_rate: Annotated[float, typer.Option(help="of the architecture parameters")] = 0.01,
+    threads: Threads = 1,
+    optimisation: Level = Optimisation.all,
+    allow_other_device: Annotated[bool, typer.Option(help="take a table of another machine")] = False,
+    accelerator: Annotated[str, typer.Option(help="Lightning's: cpu, gpu, auto")] = "auto",
+    devices: Annotated[str, typer.Option(help="Lightning's: how many, or auto")] = "1",
+    precision: Annotated[str, typer.Option(help="Lightning's: 32-true, bf16-mixed, …")] = "32-true",
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="folder of the run; the same command goes on in it")] = Path(
+        "runs/search"
+    ),
+) -> None:
+    """Search under a latency budget: from a space to a certified ONNX file."""
+    console = Console(stderr=False)
+    with told_errors(console):
+        from hwnas.progress import bars
+        from hwnas.search import Search, SearchSettings
+
+        settings = SearchSettings(
+            space=space,
+            data=data,
+            data_folder=None if data_folder is None else str(data_folder),
+            strategy=strategy,
+            device_table=None if device is None else str(device),
+            allow_other_device=allow_other_device,
+            max_latency_ms=max_latency_ms,
+            budget_percent=percent(budget),
+            epochs=epochs,
+            train_epochs=train_epochs,
+            warmup_epochs=min(warmup_epochs, epochs - 1),
+            batch_size=batch_size,
+            lr=lr,
+            train_lr=train_lr,
+            arc_learning_rate=arc_learning_rate,
+            threads=threads,
+            optimisation=optimisation.value,
+            accelerator=accelerator,
+            devices=devices,
+            precision=precision,
+            seed=seed,
+        )
+        with bars(console) as report:
+            job = Search(settings, out, report, say=console.log)
+            certificate = job.run()
+        print_certificate(console, certificate)
+        console.print(f"network  {out / 'subnet.onnx'}\ncheck it  hwnas verify {out / 'subnet.onnx'}")
+        if not certificate.passed:
+            raise typer.Exit(1)
+
+
+@table_app.command("build")
+def table_build(
+    out: Annotated[Path, typer.Option(help="the table's file; the same command goes on in it")] = Path(
+        "latency_table.json"
+    ),
+    space: SpaceName = "small-mobilenet",
+    input_shape: Annotated[str, typer.Option(help="channels x height x width")] = "1x28x28",
+    num_classes: Annotated[int, typer.Option(min=1)] = 10,
+    threads: Threads = 1,
+    optimisation: Level = Optimisation.all,
+    seed: Seed = 0,
+) -> None:
+    """Measure every distinct site of a space on this machine."""
+    console = Console()
+    with told_errors(console):
+        import torch
+
+        from hwnas.latency_table import build_latency_table
+        from hwnas.loading import load_space
+        from hwnas.progress import bars
+        from lookup_tables import SessionSettings
+
+        shape = parsed_shape(input_shape)
+        with bars(console) as report:
+            table = build_latency_table(
+                load_space(space, num_classes, shape[0]),
+                torch.zeros(1, *shape),
+                out,
+                name=space,
+                settings=SessionSettings(threads=threads, optimisation=optimisation.value),
+                seed=seed,
+                progress=report,
+            )
+        print_table(console, table, entries=0)
+        console.print(f"table  {out}")
+
+
+@table_app.command("show")
+def table_show(
+    path: Annotated[Path, typer.Argument(help="a latency table")],
+    entries: Annotated[int, typer.Option(help="how many entries are listed, dearest first")] = 20,
+) -> None:
+    """Print a table: device, settings, its own error, and its entries."""
+    console = Console()
+    with told_errors(console):
+        from lookup_tables import LookupTable
+
+        print_table(console, LookupTable.load(path), entries)
+
+
+@app.command()
+def profile(
+    architecture: Annotated[
+        Path | None, typer.Option(help="architecture.json; default: cheapest, middle and dearest")
+    ] = None,
+    space: SpaceName = "small-mobilenet",
+    input_shape: Annotated[str, typer.Option(help="channels x height x width")] = "1x28x28",
+    num_classes: Annotated[int, typer.Option(min=1)] = 10,
+    device: Annotated[Path | None, typer.Option("--device", help="a latency table")] = None,
+    allow_other_device: Annotated[bool, typer.Option(help="take a table of another machine")] = True,
+) -> None:
+    """Print what an architecture costs: multiply-adds, parameters, latency."""
+    console = Console()
+    with told_errors(console):
+        import torch
+
+        from hwnas.loading import load_space
+        from lookup_tables import LookupTable
+        from profilers import FlopsProfiler, LatencyProfiler, ParamsProfiler, Profiler
+
+        shape = parsed_shape(input_shape)
+        found = load_space(space, num_classes, shape[0])
+        example = torch.zeros(1, *shape)
+        profilers: list[Profiler] = [FlopsProfiler(found, example), ParamsProfiler(found)]
+        if device is not None:
+            table = LookupTable.load(device)
+            profilers.append(LatencyProfiler(found, example, table, allow_other_device=allow_other_device))
+        ends = profilers[-1].cost
+        shown = {"cheapest": ends.minimum(), "default": found.default(), "dearest": ends.maximum()}
+        if architecture is not None:
+            shown = {architecture.name: read_architecture(architecture, found)}
+        printed = Table("", *shown, title=f"{space}: {found.size:,} networks")
+        for profiler in profilers:
+            numbers = [profiler.profile(found.canonical(a)) for a in shown.values()]
+            printed.add_row(
+                profiler.unit, *(f"{n:,.4f}" if profiler.unit == "ms" else f"{n:,.0f}" for n in numbers)
+            )
+        console.print(printed)
+
+
+@app.command()
+def export(
+    architecture: Annotated[Path, typer.Argument(help="architecture.json")],
+    checkpoint: Annotated[Path, typer.Argument(help="a checkpoint of the subnet, or of the supernet")],
+    out: Annotated[Path, typer.Option(help="the ONNX file")] = Path("subnet.onnx"),
+    space: SpaceName = "small-mobilenet",
+    data: Annotated[
+        str | None, typer.Option("--data", help="recalibrates BatchNorm and tests the file on this data")
+    ] = None,
+    data_folder: Annotated[Path | None, typer.Option(help="where the data's files lie")] = None,
+    input_shape: Annotated[str, typer.Option(help="channels x height x width, without --data")] = "1x28x28",
+    num_classes: Annotated[int, typer.Option(min=1, help="without --data")] = 10,
+    dynamic_batch: Annotated[bool, typer.Option(help="leave the batch open")] = False,
+) -> None:
+    """Write the ONNX file of an architecture with the weights of a checkpoint."""
+    console = Console()
+    with told_errors(console):
+        from hwnas.subnet_export import export_from_checkpoint
+
+        facts = export_from_checkpoint(
+            architecture,
+            checkpoint,
+            out,
+            space=space,
+            data=data,
+            data_folder=None if data_folder is None else str(data_folder),
+            input_shape=parsed_shape(input_shape),
+            num_classes=num_classes,
+            dynamic_batch=dynamic_batch,
+        )
+        for name, fact in facts.items():
+            console.print(f"{name:<22} {fact}")
+
+
+@app.command()
+def verify(path: Annotated[Path, typer.Argument(help="an ONNX file with a certificate")]) -> None:
+    """Measure a certified file again: does its promise hold here? Exit code 0 or 1."""
+    console = Console()
+    with told_errors(console):
+        from hwnas.certificate import verify as verified
+
+        with console.status("measuring"):
+            result = verified(path)
+        print_certificate(console, result.certificate)
+        for difference in result.other_device:
+            console.print(f"[yellow]another device than the certificate's: {difference}")
+        verdict = "[green]holds" if result.holds else "[red]does not hold"
+        console.print(f"here and now: {verdict}[/]: {result.reason}", highlight=False)
+        if not result.holds:
+            raise typer.Exit(1)
+
+
+# ---- what the commands share
+
+
+@contextmanager
+def told_errors(console: Console) -> Iterator[None]:
+    """Tells what went wrong in a line; with ``HWNAS_TRACEBACK=1`` the whole traceback is shown."""
+    from hwnas.search import SearchFailedError
+    from hwnas.strategies import NonFiniteLossError
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("[yellow]stopped; the same command goes on from here")
+        raise typer.Exit(130) from None
+    except (ValueError, TypeError, SearchFailedError, NonFiniteLossError) as error:
+        if os.environ.get("HWNAS_TRACEBACK"):
+            raise
+        console.print("[red]error:[/]", escape(str(error)), highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+def percent(text: str) -> float:
+    """``50%`` or ``50`` as 50.0."""
+    try:
+        return float(text.strip().removesuffix("%"))
+    except ValueError:
+        raise ValueError(f"a budget is a share of the span such as 50%; got {text!r}") from None
+
+
+def parsed_shape(text: str) -> tuple[int, ...]:
+    """``1x28x28`` as numbers."""
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise ValueError(f"an input shape is channels x height x width, such as 1x28x28; got {text!r}")
+    return tuple(int(part) for part in parts)
+
+
+def read_architecture(path: Path, space: ModelSpace) -> dict[str, Any]:
+    from hwnas.run_folder import read_json
+
+    return space.validate(read_json(path, "architecture"))
+
+
+def print_certificate(console: Console, certificate: Certificate) -> None:
+    low, high = certificate.predicted_interval_ms
+    printed = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    accuracy = certificate.test_accuracy
+    rows = {
+        "budget": f"{certificate.budget_ms:.4f} ms",
+        "predicted": f"{certificate.predicted_ms:.4f} ms  ({low:.4f} to {high:.4f})",
+        "measured": f"{certificate.measured_ms:.4f} ms  (p10 {certificate.measured_p10_ms:.4f}, "
+        f"p90 {certificate.measured_p90_ms:.4f}, noise floor {certificate.noise_floor_percent:.2f} %, "
+        f"clock {certificate.clock})",
+        "test accuracy": "-" if accuracy is None else f"{100 * accuracy:.2f} %",
+        "torch against ONNX": f"{certificate.parity_max_abs_diff:.2g}",
+        "size": f"{certificate.macs / 1e6:.2f} M multiply-adds, {certificate.params:,.0f} parameters",
+        "architecture": json.dumps(certificate.architecture),
+        "certificate": ("[green]passed" if certificate.passed else "[red]not passed")
+        + f"[/]: {certificate.reason}",
+    }
+    for name, value in rows.items():
+        printed.add_row(f"[bold]{name}", value)
+    console.print(printed, highlight=False)
+
+
+def print_table(console: Console, table: LookupTable, entries: int) -> None:
+    accuracy = table.accuracy
+    printed = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in {
+        "space": table.space,
+        "device": f"{table.device.cpu}, {table.device.cores} cores, ONNX Runtime {table.device.onnxruntime}",
+        "session": f"{table.settings.threads} thread(s), optimisation {table.settings.optimisation}",
+        "measured": table.date,
+        "entries": str(len(table.entries)),
+        "held-out error": f"MAPE {accuracy.mape_percent:.2f} %, within 5 %: "
+        f"{accuracy.within_5_percent:.0f} %, within 10 %: {accuracy.within_10_percent:.0f} %, "
+        f"Spearman {accuracy.spearman:.3f} (on {accuracy.subnets} networks; noise floor "
+        f"{accuracy.noise_floor_percent:.2f} %)",
+    }.items():
+        printed.add_row(f"[bold]{name}", value)
+    console.print(printed, highlight=False)
+    if entries:
+        listed = Table("entry", "median µs", "p10", "p90")
+        dearest = sorted(table.entries.values(), key=lambda entry: -entry.median_us)
+        for entry in dearest[:entries]:
+            listed.add_row(entry.name, *(f"{n:.1f}" for n in (entry.median_us, entry.p10_us, entry.p90_us)))
+        console.print(listed)

@@ -1,0 +1,513 @@
+"""The main job: from a space and a budget to an ONNX file with a certificate."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, final
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor, nn
+
+from hwnas.certificate import Certificate, judge, now, runtime_facts
+from hwnas.classification import Classification
+from hwnas.data import DataFacts, arch_dataloader, describe, load_data, retrain_dataloader
+from hwnas.derive import Budget, ranked
+from hwnas.export import accuracy, export_onnx, parity
+from hwnas.latency_table import build_latency_table
+from hwnas.loading import load_space
+from hwnas.progress import Report, ReportProgress
+from hwnas.recalibrate import recalibrate
+from hwnas.run_folder import MetricsFile, RunFolder, write_json
+from hwnas.space import ModelSpace
+from hwnas.strategies import DARTS, Proxyless, Strategy
+from lookup_tables import Calibration, LookupTable, SessionSettings, fingerprint, measure_latency
+from profilers import FlopsProfiler, LagrangianPenalty, LatencyProfiler, ParamsProfiler
+from profilers.space import Architecture
+
+STRATEGIES: dict[str, Callable[..., Strategy]] = {"darts": DARTS, "proxyless": Proxyless}
+
+# A network that leaves more of the budget unused is not what was asked for, as long as others fit.
+_LEAST_USE = 0.94
+_CANDIDATES = 6
+_ATTEMPTS = 8
+_RECALIBRATION_BATCHES = 20
+_LARGEST_DIFFERENCE = 1e-3
+_SEVERAL_DEVICES = "ddp_fork_find_unused_parameters_true"
+
+
+@final
+@dataclass(frozen=True)
+class SearchSettings:
+    """What is asked of a search; two runs with equal settings on one machine find the same network.
+
+    Attributes:
+        space, data, strategy: by name, or ``module:attribute``.
+        data_folder: where the data's files lie; None: wherever they are found.
+        device_table: a latency table; None: one of this machine is built.
+        allow_other_device: whether a table of another machine may be used.
+        max_latency_ms: the budget; None: by ``budget_percent``.
+        budget_percent: the budget as a point between the space's cheapest (0) and dearest (100) network.
+        epochs: of the search.
+        train_epochs: of the subnet that was found.
+        batch_size: of both; None: what the data has.
+        lr, train_lr: peak learning rates of the search and of the training.
+        arc_learning_rate: of the architecture parameters.
+        warmup_epochs: epochs at the start of the search that train weights alone.
+        threads, optimisation: of the ONNX Runtime session that is measured.
+        accelerator, devices, precision: Lightning's.
+        seed: of everything that is drawn.
+    """
+
+    space: str = "small-mobilenet"
+    data: str = "fashion-mnist"
+    data_folder: str | None = None
+    strategy: str = "proxyless"
+    device_table: str | None = None
+    allow_other_device: bool = False
+    max_latency_ms: float | None = None
+    budget_percent: float = 50.0
+    epochs: int = 4
+    train_epochs: int = 6
+    batch_size: int | None = None
+    lr: float = 0.1
+    train_lr: float = 0.1
+    arc_learning_rate: float = 0.01
+    warmup_epochs: int = 1
+    threads: int = 1
+    optimisation: str = "all"
+    accelerator: str = "auto"
+    devices: str = "1"
+    precision: str = "32-true"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"unknown strategy {self.strategy!r}; there are {', '.join(STRATEGIES)}")
+        if self.epochs < 1 or self.train_epochs < 1:
+            raise ValueError(
+                f"epochs and train_epochs must be at least 1; got {self.epochs} and {self.train_epochs}"
+            )
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise ValueError(
+                "warmup_epochs must leave at least one epoch to search: from 0 to epochs - 1; "
+                f"got {self.warmup_epochs} of {self.epochs}"
+            )
+        if self.max_latency_ms is not None and not self.max_latency_ms > 0:
+            raise ValueError(f"max_latency_ms must be above 0; got {self.max_latency_ms}")
+        if self.max_latency_ms is None and not 0 <= self.budget_percent <= 100:
+            raise ValueError(
+                "the budget is a share of the span between the cheapest and the dearest network, from 0 to "
+                f"100 %; got {self.budget_percent} %"
+            )
+
+
+class SearchFailedError(RuntimeError):
+    """The search ran, but no network kept to the budget when it was measured."""
+
+
+@final
+class Search:
+    """One run in one folder. Every step leaves its result there; `run` goes on after the last of them.
+
+    Args:
+        settings: what is asked.
+        out: the folder.
+        report: told about the progress of every long step.
+        say: told what happens, a line at a time.
+
+    Raises:
+        ValueError: unknown names, or a folder that holds another run.
+    """
+
+    def __init__(
+        self, settings: SearchSettings, out: Path, report: Report, say: Callable[[str], None]
+    ) -> None:
+        self.settings = settings
+        self._report = report
+        self._say = say
+        pl.seed_everything(settings.seed, verbose=False)
+        self._data = load_data(
+            settings.data,
+            folder=settings.data_folder,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            progress=report,
+        )
+        self._data.prepare_data()
+        self._data.setup("fit")
+        self._facts: DataFacts = describe(self._data)
+        self.space: ModelSpace = load_space(
+            settings.space, self._facts.num_classes, self._facts.input_shape[0]
+        )
+        self._example = torch.zeros(1, *self._facts.input_shape)
+        self._session = SessionSettings(threads=settings.threads, optimisation=settings.optimisation)  # type: ignore[arg-type]  # checked there
+        self.folder = RunFolder(out, dataclasses.asdict(settings))
+        self.latency: LatencyProfiler
+        self.budget_ms: float
+
+    def run(self) -> Certificate:
+        """Table, search, derivation, training, export, certificate: what is there already is not done again.
+
+        Raises:
+            ValueError: a budget that nothing in the space keeps to.
+            NonFiniteLossError: the training diverged; the last good checkpoint is kept.
+            SearchFailedError: every candidate was over the budget when it was measured.
+        """
+        if self.folder.get("finished") and self._certificate_path.exists():
+            self._say(f"'{self.folder.path}' is finished; its certificate is read back")
+            return Certificate.load(self._certificate_path)
+        self.latency = self._latency_profiler(self._table())
+        self.budget_ms = self._budget()
+        strategy = self._searched()
+        for _ in range(_ATTEMPTS):
+            architecture = self._derived(strategy)
+            certificate = self._certified(architecture, self._trained(architecture))
+            if certificate.passed or self._other_device():
+                self.folder.update(finished=True)
+                return certificate
+            self._say(f"not kept: {certificate.reason}; the next-best architecture is tried")
+            self._reject(architecture, certificate.measured_ms)
+        raise SearchFailedError(
+            f"{_ATTEMPTS} architectures were over the budget of {self.budget_ms:.4f} ms when measured; "
+            "the machine may be slower now than when the table was built: build it again "
+            f"(remove '{self.folder.path / 'latency_table.json'}') or ask for more"
+        )
+
+    # ---- table and budget
+
+    def _table(self) -> LookupTable:
+        path = self.folder.path / "latency_table.json"
+        if self.settings.device_table is not None and not path.exists():
+            given = LookupTable.load(Path(self.settings.device_table))
+            given.save(path)
+        if self.settings.device_table is not None:
+            table = LookupTable.load(path)
+            if table.settings != self._session:
+                raise ValueError(
+                    f"the table '{self.settings.device_table}' was measured with {table.settings}; the "
+                    f"search asks for {self._session}: give the same --threads and --optimisation"
+                )
+            return table
+        return build_latency_table(
+            self.space,
+            self._example,
+            path,
+            name=self.settings.space,
+            settings=self._session,
+            seed=self.settings.seed,
+            progress=self._report,
+        )
+
+    def _latency_profiler(self, table: LookupTable) -> LatencyProfiler:
+        if self.folder.get("calibration"):
+            table = table.with_calibration(Calibration(**self.folder["calibration"]))
+        return LatencyProfiler(
+            self.space, self._example, table, allow_other_device=self.settings.allow_other_device
+        )
+
+    def _other_device(self) -> list[str]:
+        """What makes the table's device another one than this machine."""
+        return self.latency.table.device.differences(fingerprint())
+
+    @property
+    def _certificate_path(self) -> Path:
+        return self.folder.path / "certificate.json"
+
+    def _budget(self) -> float:
+        if not self.folder.get("budget_ms"):
+            low, high = self.latency.cost.bounds()
+            asked = self.settings.max_latency_ms
+            budget = low + self.settings.budget_percent / 100 * (high - low) if asked is None else asked
+            if budget < low:
+                raise ValueError(
+                    f"a budget of {budget:g} ms cannot be kept: by "
+                    f"'{self.folder.path / 'latency_table.json'}' the space's cheapest network needs "
+                    f"{low:.4f} ms and its dearest {high:.4f} ms; ask for at least {low:.4f} ms"
+                )
+            if budget > high:
+                self._say(f"the budget of {budget:g} ms is above the dearest network's {high:.4f} ms")
+                budget = high
+            self.folder.update(budget_ms=budget, span_ms=[low, high])
+        budget_ms: float = self.folder["budget_ms"]
+        low, high = self.folder["span_ms"]
+        self._say(f"budget {budget_ms:.4f} ms; the space spans {low:.4f} to {high:.4f} ms")
+        return budget_ms
+
+    # ---- search
+
+    def _searched(self) -> Strategy:
+        settings = self.settings
+        strategy = STRATEGIES[settings.strategy](
+            arc_learning_rate=settings.arc_learning_rate,
+            penalty=LagrangianPenalty(self.latency, baseline=self.budget_ms),
+            warmup_epochs=settings.warmup_epochs,
+            arch_dataloader=arch_dataloader(self._data),
+            recalibration_batches=_RECALIBRATION_BATCHES,
+            seed=settings.seed,
+        )
+        module = Classification(self.space, self._facts.num_classes, lr=settings.lr)
+        state = self._fit(
+            module,
+            "search",
+            f"searching ({settings.strategy})",
+            settings.epochs,
+            self._data.train_dataloader(),
+            callbacks=[strategy],
+        )
+        self.space.cpu()
+        strategy.prepare_for(self.space)
+        strategy.load_policy_state(state["callbacks"][strategy.state_key]["policy"])
+        return strategy
+
+    def _derived(self, strategy: Strategy) -> Architecture:
+        """The architecture to train: measured before it is trained, since weights do not change latency."""
+        if self.folder.get("architecture"):
+            return self.space.validate(self.folder["architecture"])
+        for _ in range(_ATTEMPTS):
+            candidates = self._candidates(strategy.probabilities())
+            architecture = self._selected(candidates)
+            if self._other_device():
+                break
+            path = self.folder.path / "candidate.onnx"
+            export_onnx(self.space.freeze(architecture), self._example, path)
+            self._report("measuring the candidate", 0, 1)
+            reading = measure_latency(path, self._session)
+            self._report("measuring the candidate", 1, 1)
+            path.unlink()
+            # Stricter than the certificate, which is measured once more after the training.
+            if reading.median_ms <= self.budget_ms:
+                break
+            self._say(
+                f"a candidate of {self.latency.profile(architecture):.4f} ms by the table measures "
+                f"{reading.median_ms:.4f} ms; the table is corrected and the next-best is tried"
+            )
+            self._reject(architecture, reading.median_ms)
+        else:
+            raise SearchFailedError(
+                f"{_ATTEMPTS} candidates were over the budget of {self.budget_ms:.4f} ms when measured"
+            )
+        self.folder.update(architecture=architecture)
+        write_json(self.folder.path / "architecture.json", architecture)
+        return architecture
+
+    def _candidates(self, probabilities: Mapping[str, Tensor]) -> list[Architecture]:
+        """The best-scoring architectures that use the budget well, or that fit at all."""
+        rejected = self._rejected()
+        limit: Budget = {self.latency: self.budget_ms}
+        low, high = self.latency.cost.bounds()
+        if self.budget_ms < low:
+            raise SearchFailedError(
+                f"after correction by measurement the cheapest network needs {low:.4f} ms, more than the "
+                f"budget of {self.budget_ms:.4f} ms"
+            )
+        use: Budget = {self.latency: min(_LEAST_USE * self.budget_ms, high)}
+        found = list(islice(ranked(self.space, probabilities, limit, use, rejected), _CANDIDATES))
+        if not found:
+            found = list(islice(ranked(self.space, probabilities, limit, None, rejected), _CANDIDATES))
+        if not found:
+            raise SearchFailedError(f"no network is left within the budget of {self.budget_ms:.4f} ms")
+        return found
+
+    def _selected(self, candidates: list[Architecture]) -> Architecture:
+        """The most accurate on the selection set, with the supernet's weights, BatchNorm recalibrated."""
+        batches = list(islice(retrain_dataloader(self._data), _RECALIBRATION_BATCHES))
+        scores = []
+        for number, architecture in enumerate(candidates):
+            self._report("comparing candidates", number, len(candidates))
+            subnet = recalibrate(self.space.freeze(architecture).cpu(), batches)
+            scores.append(_accuracy(subnet, self._data.val_dataloader()))
+        self._report("comparing candidates", len(candidates), len(candidates))
+        return candidates[max(range(len(candidates)), key=scores.__getitem__)]
+
+    def _reject(self, architecture: Architecture, measured_ms: float) -> None:
+        """Keeps an architecture from coming back, and corrects the table by what it measured."""
+        factor = max(1.0, measured_ms / self.latency.profile(architecture))
+        old = dataclasses.asdict(self.latency.table.calibration)
+        self.folder.update(
+            rejected=[*self._rejected(), architecture],
+            calibration={name: value * factor for name, value in old.items()},
+            architecture=None,
+        )
+        self.latency = self._latency_profiler(self.latency.table)
+
+    def _rejected(self) -> list[Architecture]:
+        rejected: list[Architecture] = self.folder.get("rejected") or []
+        return rejected
+
+    # ---- training, export, certificate
+
+    def _trained(self, architecture: Architecture) -> nn.Module:
+        """The subnet, trained on from the supernet's weights."""
+        settings = self.settings
+        # A rejected subnet keeps its checkpoints; the next one gets its own.
+        step = f"train-{len(self._rejected())}" if self._rejected() else "train"
+        subnet = self.space.freeze(architecture)
+        module = Classification(subnet, self._facts.num_classes, lr=settings.train_lr)
+        self._fit(
+            module,
+            step,
+            "training the subnet",
+            settings.train_epochs,
+            retrain_dataloader(self._data),
+            callbacks=[],
+        )
+        batches = islice(retrain_dataloader(self._data), _RECALIBRATION_BATCHES)
+        return recalibrate(subnet.cpu(), batches).eval()
+
+    def _certified(self, architecture: Architecture, subnet: nn.Module) -> Certificate:
+        """Exports, compares with torch, tests, measures, and writes the certificate."""
+        path = self.folder.path / "subnet.onnx"
+        self._report("export and certificate", 0, 4)
+        export_onnx(subnet, self._example, path)
+        self._report("export and certificate", 1, 4)
+        self._data.setup("test")
+        real = next(iter(self._data.test_dataloader()))[0][:64]
+        difference = parity(subnet, path, [real])
+        if not difference <= _LARGEST_DIFFERENCE:
+            raise SearchFailedError(
+                f"the exported file and torch differ by {difference:.2g} on real inputs, more than "
+                f"{_LARGEST_DIFFERENCE:g}: '{path}' is not to be used"
+            )
+        self._report("export and certificate", 2, 4)
+        # The one time that the test set is touched.
+        test_accuracy = accuracy(path, self._data.test_dataloader())
+        self._report("export and certificate", 3, 4)
+        reading = measure_latency(path, self._session)
+        passed, reason = judge(reading, self.budget_ms)
+        if others := self._other_device():
+            passed, reason = (
+                False,
+                (
+                    f"the budget is for another device ({'; '.join(others)}): measure there, with "
+                    "`hwnas verify subnet.onnx`"
+                ),
+            )
+        low, high = self.latency.interval(architecture)
+        certificate = Certificate(
+            passed=passed,
+            reason=reason,
+            budget_ms=self.budget_ms,
+            predicted_ms=self.latency.profile(architecture),
+            predicted_interval_ms=(low, high),
+            measured_ms=reading.median_ms,
+            measured_p10_ms=reading.p10_ms,
+            measured_p90_ms=reading.p90_ms,
+            noise_floor_percent=reading.noise_floor_percent,
+            clock=reading.clock,
+            test_accuracy=test_accuracy,
+            parity_max_abs_diff=difference,
+            macs=FlopsProfiler(self.space, self._example).profile(architecture),
+            params=ParamsProfiler(self.space).profile(architecture),
+            architecture=architecture,
+            space=self.settings.space,
+            data=self._facts.name,
+            strategy=self.settings.strategy,
+            seed=self.settings.seed,
+            device=fingerprint().to_json(),
+            runtime=runtime_facts(self._session),
+            date=now(),
+        )
+        certificate.save(path, self._certificate_path)
+        self._report("export and certificate", 4, 4)
+        return certificate
+
+    # ---- Lightning
+
+    def _fit(
+        self,
+        module: pl.LightningModule,
+        step: str,
+        what: str,
+        epochs: int,
+        train_loader: Any,
+        callbacks: list[pl.Callback],
+    ) -> dict[str, Any]:
+        """Fits to the last epoch, from the last checkpoint if there is one; returns that of the end."""
+        settings = self.settings
+        checkpoint = self.folder.checkpoint(step)
+        if not self.folder.get(f"{step} done"):
+            trainer = pl.Trainer(
+                max_epochs=epochs,
+                accelerator=settings.accelerator,
+                devices=_devices(settings.devices),
+                # Forked, not launched anew: the folder's other steps belong to this process.
+                strategy="auto" if settings.devices in ("1", "auto") else _SEVERAL_DEVICES,
+                precision=settings.precision,  # type: ignore[arg-type]  # Lightning checks it
+                callbacks=[
+                    *callbacks,
+                    ModelCheckpoint(checkpoint.parent, save_last=True, save_top_k=0, every_n_epochs=1),
+                    MetricsFile(self.folder.path / "metrics.csv", step),
+                    ReportProgress(self._report, what),
+                ],
+                logger=TensorBoardLogger(self.folder.path / "tensorboard", name=step, version=""),
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                log_every_n_steps=20,
+            )
+            with _quiet():
+                trainer.fit(
+                    module,
+                    train_loader,
+                    self._data.val_dataloader(),
+                    ckpt_path=str(checkpoint) if checkpoint.exists() else None,
+                )
+            if trainer.interrupted:
+                raise KeyboardInterrupt
+            self.folder.update(**{f"{step} done": True})
+        # Also right after the fit: what comes next starts from what a later start would read.
+        state = _load_checkpoint(checkpoint)
+        module.load_state_dict(state["state_dict"])
+        return state
+
+
+def _load_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        _ = state["state_dict"], state["callbacks"]
+    except Exception as error:  # torch, zipfile and pickle each raise their own
+        raise ValueError(
+            f"'{path}' is no checkpoint of a search: it is missing, truncated or foreign ({error}). "
+            "Remove it and 'run.json' beside the folder's other files to train this step again"
+        ) from error
+    return state
+
+
+def _accuracy(subnet: nn.Module, batches: Any) -> float:
+    right = total = 0
+    with torch.no_grad():
+        for images, labels in batches:
+            right += int((subnet.eval()(images).argmax(dim=1) == labels).sum())
+            total += len(labels)
+    return right / total
+
+
+def _devices(asked: str) -> int | str:
+    return int(asked) if asked.isdigit() else asked
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Lightning's hints from between the progress bars; warnings about the user's own code stay."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for message in (".*does not have many workers.*", ".*LeafSpec.*", ".*exists and is not empty.*"):
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
