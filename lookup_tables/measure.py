@@ -3,12 +3,12 @@
 What is measured is what ``session.run`` costs its caller, prepared numpy arrays in, numpy arrays out. This
 holds some 5-10 us of session and Python a run, which an empty model costs as well.
 
-How well it repeats, on whole small networks of 77 to 410 us, at one thread, on two cores at a load average of
-7 to 8: over four runs of `measure`, 40 s apart, half of the medians were within 2.4 % of the middle one and the
-worst was 8.4 % off. Of twelve calls of `measure_latency` on three networks two called themselves invalid; the
-valid ones of a network were within 1.2, 1.7 and 4.0 % of each other. Samples last 1 ms because a longer one is
-more often interrupted and finds cold caches afterwards: from the same recording, cut into samples of 1 and of
-2 ms, the noise floors of these networks were 2.0 to 3.3 % and 5.1 to 8.2 %.
+How well it repeats, on whole small networks of 77 to 410 us, at one thread, on two cores at a load average
+of 7 to 8: over four runs of `measure`, 40 s apart, half of the medians were within 2.4 % of the middle one
+and the worst was 8.4 % off. Of twelve calls of `measure_latency` on three networks two called themselves
+invalid; the valid ones of a network were within 1.2, 1.7 and 4.0 % of each other. Samples last 1 ms because
+a longer one is more often interrupted and finds cold caches afterwards: from the same recording, cut into
+samples of 1 and of 2 ms, the noise floors of these networks were 2.0 to 3.3 % and 5.1 to 8.2 %.
 """
 
 from __future__ import annotations
