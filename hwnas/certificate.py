@@ -30,6 +30,7 @@ class Certificate:
 
     Attributes:
         passed: the fresh median keeps to the budget, on the device of the table, in a valid measurement.
+        valid: the noise floor was low enough for the measurement to say anything.
         reason: why it passed or did not, in words.
         budget_ms: what was asked.
         predicted_ms: what the latency table said.
@@ -49,6 +50,7 @@ class Certificate:
     """
 
     passed: bool
+    valid: bool
     reason: str
     budget_ms: float
     predicted_ms: float

@@ -79,7 +79,7 @@ def search(
     ),
 ) -> None:
     """Search under a latency budget: from a space to a certified ONNX file."""
-    console = Console(stderr=False)
+    console = Console(log_path=False)
     with told_errors(console):
         from hwnas.progress import bars
         from hwnas.search import Search, SearchSettings

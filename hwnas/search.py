@@ -30,7 +30,14 @@ from hwnas.recalibrate import recalibrate
 from hwnas.run_folder import MetricsFile, RunFolder, write_json
 from hwnas.space import ModelSpace
 from hwnas.strategies import DARTS, Proxyless, Strategy
-from lookup_tables import Calibration, LookupTable, SessionSettings, fingerprint, measure_latency
+from lookup_tables import (
+    Calibration,
+    LatencyReading,
+    LookupTable,
+    SessionSettings,
+    fingerprint,
+    measure_latency,
+)
 from profilers import FlopsProfiler, LagrangianPenalty, LatencyProfiler, ParamsProfiler
 from profilers.space import Architecture
 
@@ -40,6 +47,7 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {"darts": DARTS, "proxyless": P
 _LEAST_USE = 0.94
 _CANDIDATES = 6
 _ATTEMPTS = 8
+_READINGS = 5
 _RECALIBRATION_BATCHES = 20
 _LARGEST_DIFFERENCE = 1e-3
 _SEVERAL_DEVICES = "ddp_fork_find_unused_parameters_true"
@@ -175,6 +183,9 @@ class Search:
             if certificate.passed or self._other_device():
                 self.folder.update(finished=True)
                 return certificate
+            if not certificate.valid:
+                self._say("the machine is too busy for a certificate: the same command measures again")
+                return certificate
             self._say(f"not kept: {certificate.reason}; the next-best architecture is tried")
             self._reject(architecture, certificate.measured_ms)
         raise SearchFailedError(
@@ -281,7 +292,7 @@ class Search:
             path = self.folder.path / "candidate.onnx"
             export_onnx(self.space.freeze(architecture), self._example, path)
             self._report("measuring the candidate", 0, 1)
-            reading = measure_latency(path, self._session)
+            reading = self._measured(path)
             self._report("measuring the candidate", 1, 1)
             path.unlink()
             # Stricter than the certificate, which is measured once more after the training.
@@ -382,7 +393,7 @@ class Search:
         # The one time that the test set is touched.
         test_accuracy = accuracy(path, self._data.test_dataloader())
         self._report("export and certificate", 3, 4)
-        reading = measure_latency(path, self._session)
+        reading = self._measured(path)
         passed, reason = judge(reading, self.budget_ms)
         if others := self._other_device():
             passed, reason = (
@@ -395,6 +406,7 @@ class Search:
         low, high = self.latency.interval(architecture)
         certificate = Certificate(
             passed=passed,
+            valid=reading.valid,
             reason=reason,
             budget_ms=self.budget_ms,
             predicted_ms=self.latency.profile(architecture),
@@ -421,6 +433,15 @@ class Search:
         self._report("export and certificate", 4, 4)
         return certificate
 
+    def _measured(self, path: Path) -> LatencyReading:
+        """A valid reading, or the last of a few that were not: a busy machine may calm down."""
+        for _ in range(_READINGS):
+            reading = measure_latency(path, self._session)
+            if reading.valid:
+                break
+            self._say(f"a measurement is dropped: {reading.reason}")
+        return reading
+
     # ---- Lightning
 
     def _fit(
@@ -436,26 +457,26 @@ class Search:
         settings = self.settings
         checkpoint = self.folder.checkpoint(step)
         if not self.folder.get(f"{step} done"):
-            trainer = pl.Trainer(
-                max_epochs=epochs,
-                accelerator=settings.accelerator,
-                devices=_devices(settings.devices),
-                # Forked, not launched anew: the folder's other steps belong to this process.
-                strategy="auto" if settings.devices in ("1", "auto") else _SEVERAL_DEVICES,
-                precision=settings.precision,  # type: ignore[arg-type]  # Lightning checks it
-                callbacks=[
-                    *callbacks,
-                    ModelCheckpoint(checkpoint.parent, save_last=True, save_top_k=0, every_n_epochs=1),
-                    MetricsFile(self.folder.path / "metrics.csv", step),
-                    ReportProgress(self._report, what),
-                ],
-                logger=TensorBoardLogger(self.folder.path / "tensorboard", name=step, version=""),
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
-                log_every_n_steps=20,
-            )
             with _quiet():
+                trainer = pl.Trainer(
+                    max_epochs=epochs,
+                    accelerator=settings.accelerator,
+                    devices=_devices(settings.devices),
+                    # Forked, not launched anew: the folder's other steps belong to this process.
+                    strategy="auto" if settings.devices in ("1", "auto") else _SEVERAL_DEVICES,
+                    precision=settings.precision,  # type: ignore[arg-type]  # Lightning checks it
+                    callbacks=[
+                        *callbacks,
+                        ModelCheckpoint(checkpoint.parent, save_last=True, save_top_k=0, every_n_epochs=1),
+                        MetricsFile(self.folder.path / "metrics.csv", step),
+                        ReportProgress(self._report, what),
+                    ],
+                    logger=TensorBoardLogger(self.folder.path / "tensorboard", name=step, version=""),
+                    enable_progress_bar=False,
+                    enable_model_summary=False,
+                    num_sanity_val_steps=0,
+                    log_every_n_steps=1,
+                )
                 trainer.fit(
                     module,
                     train_loader,
