@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import itertools
 import json
 import os
 import random
@@ -18,7 +17,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from lookup_tables.calibrate import accuracy_of, calibrate, cross_validated
-from lookup_tables.device import fingerprint
+from lookup_tables.device import DeviceFingerprint, fingerprint
 from lookup_tables.export import to_onnx
 from lookup_tables.graph import executed_graph
 from lookup_tables.measure import Measurement, measure
@@ -27,7 +26,9 @@ from lookup_tables.table import Accuracy, Entry, LookupTable, Subnet
 
 Progress = Callable[[str, int, int], None]
 
-_OVERHEAD = "session overhead"
+_SCHEMA = "hwnas table being built, version 1"
+_METHOD = "isolated"
+_OVERHEAD = ("overhead", "empty model")  # what a session costs that does nothing: every entry holds it once
 _TURNS = ("subnet 1", "subnet 2")
 _LEAST_US = 0.05  # an entry that is no dearer than the session's overhead still is an entry
 
@@ -72,7 +73,7 @@ def build_table(
     entries: Mapping[str, EntrySource],
     subnets: Sequence[SubnetSource],
     *,
-    path: Path,
+    path: str | Path,
     space: str,
     settings: SessionSettings,
     seed: int = 0,
@@ -96,15 +97,25 @@ def build_table(
         measurer: measures models.
 
     Raises:
-        ValueError: no subnet, or a module that cannot be exported.
+        ValueError: no subnet, a subnet with an entry that is not given, a module that cannot be exported, or
+            a file at ``path`` that is no table of this space, device and settings.
+
+    Warns:
+        UserWarning: a build that was cut off belongs to another device, space or settings: it is dropped.
     """
     if not subnets:
         raise ValueError("a table is calibrated on whole networks: give at least one subnet")
+    path = Path(path)
     report = progress or (lambda what, done, total: None)
-    journal = _Journal(path, space, settings)
+    finished = _finished(path, space, settings) if path.exists() else None
+    known = entries.keys() | (finished.entries.keys() if finished else set())
+    for net in subnets:
+        if unknown := sorted(set(net.keys) - known):
+            raise ValueError(f"'{net.name}' executes what is not among the entries: {', '.join(unknown)}")
     keyed = {executed_graph(net.module, net.inputs).key: net for net in subnets}
-    _measure_missing(journal, entries, keyed, seed, report, measurer)
-    table = _table(journal, entries, keyed, space, settings)
+    journal = _Journal(path, space, settings)
+    _measure_missing(journal, finished, entries, keyed, seed, report, measurer)
+    table = _table(journal, finished, entries, keyed, space, settings)
     table.save(path)
     journal.remove()
     return table
@@ -121,95 +132,103 @@ def validate_table(
     """The error of a table on networks that are measured here and now, twice.
 
     Raises:
+        ValueError: no network.
         MissingEntryError: a network has a part that the table lacks.
     """
+    if not subnets:
+        raise ValueError("a table is validated on whole networks: give at least one subnet")
     report = progress or (lambda what, done, total: None)
     predicted = [table.predict_us(net.keys) for net in subnets]
     models = _exported({str(n): net for n, net in enumerate(subnets)}, "exporting networks", report)
-    passes = [
-        measurer(
-            models,
-            table.settings,
-            reference=_middle(models),
-            seed=seed + turn,
-            progress=_step(report, f"measuring networks ({turn + 1}/2)"),
+    turns = [(turn, name) for turn in _TURNS for name in models]
+    random.Random(seed).shuffle(turns)
+    found = measurer(
+        {f"{turn} {name}": models[name] for turn, name in turns},
+        table.settings,
+        reference=_middle(models),
+        seed=seed,
+        progress=_step(report, "measuring networks"),
+    )
+    once, again = ([found[f"{turn} {name}"].median_us for name in models] for turn in _TURNS)
+    return accuracy_of(predicted, once, again)
+
+
+def _finished(path: Path, space: str, settings: SessionSettings) -> LookupTable:
+    """The table at the path, if it can be completed."""
+    table = LookupTable.load(path)
+    differences = table.device.differences(fingerprint())
+    for what, theirs, ours in (
+        ("settings", table.settings, settings),
+        ("space", table.space, space),
+        ("method", table.protocol["method"], _METHOD),
+    ):
+        if theirs != ours:
+            differences.append(f"{what}: {theirs} against {ours}")
+    if differences:
+        raise ValueError(
+            f"'{path}' holds a table that was measured otherwise ({'; '.join(differences)}); build into "
+            "another file, or move it away"
         )
-        for turn in (0, 1)
-    ]
-    first, second = ([done[str(n)].median_us for n in range(len(subnets))] for done in passes)
-    return accuracy_of(predicted, first, second)
+    return table
 
 
 @final
 class _Journal:
-    """What has been measured: from a finished table at the path, and from a build that was cut off."""
+    """What a build has measured so far, on disk line by line."""
 
     def __init__(self, path: Path, space: str, settings: SessionSettings) -> None:
         self._path = path.with_name(path.name + ".building.jsonl")
         self.device = fingerprint()
         self.settings = settings
-        self.records: dict[tuple[str, str], dict[str, Any]] = {}
-        if path.exists():
-            self._take_finished(LookupTable.load(path), path)
-        header = {"device": self.device.to_json(), "settings": settings.to_json(), "space": space}
-        if self._path.exists() and not self._take_journal(header):
-            self._path.unlink()
+        self.found: dict[tuple[str, str], Measurement] = {}
+        if self._path.exists():
+            self._resume(space)
         if not self._path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._append(header)
-
-    def has(self, kind: str, key: str) -> bool:
-        return (kind, key) in self.records
+            facts = {"device": self.device.to_json(), "settings": settings.to_json()}
+            self._append({"schema": _SCHEMA, "space": space, "method": _METHOD, **facts})
 
     def add(self, kind: str, key: str, measured: Measurement) -> None:
-        record = {"kind": kind, "key": key, **asdict(measured)}
-        self._append(record)
-        self.records[kind, key] = record
+        self._append({"kind": kind, "key": key, **asdict(measured)})
+        self.found[kind, key] = measured
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)
 
-    def _take_finished(self, table: LookupTable, path: Path) -> None:
-        differences = table.device.differences(self.device)
-        if table.settings != self.settings:
-            differences.append(f"settings: {table.settings} against {self.settings}")
-        if differences:
-            raise ValueError(
-                f"'{path}' holds a table of another device or other settings ({'; '.join(differences)}); "
-                "build into another file, or move it away"
-            )
-        for entry in table.entries.values():
-            overhead = float(table.protocol["overhead_us"])
-            values = {"median_us": entry.median_us, "p10_us": entry.p10_us, "p90_us": entry.p90_us}
-            raw = {name: value + overhead for name, value in values.items()}
-            self.records["entry", entry.key] = {**raw, "samples": entry.samples}
-        self.records["overhead", _OVERHEAD] = {"median_us": float(table.protocol["overhead_us"])}
-        for net in table.subnets:
-            values = {"median_us": net.median_us, "p10_us": net.p10_us, "p90_us": net.p90_us}
-            self.records["subnet 1", net.key] = {**values, "samples": net.samples}
-            self.records["subnet 2", net.key] = {**values, "median_us": net.repeat_us, "samples": net.samples}
-
-    def _take_journal(self, header: Mapping[str, Any]) -> bool:
-        """Whether the journal belongs to this build; its whole lines are taken in."""
-        lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    def _resume(self, space: str) -> None:
+        """Takes in what a build that was cut off has measured, if it was this one; drops it otherwise."""
+        lines = self._path.read_bytes().splitlines(keepends=True)
         # The last line may have been cut off in the middle of a write.
-        whole = [line for line in lines if line.endswith("\n")]
+        whole = [line for line in lines if line.endswith(b"\n")]
         try:
-            first, *records = [json.loads(line) for line in whole]
-            same = first == header
-            taken = {(record["kind"], record["key"]): record for record in records}
-        except (ValueError, KeyError, TypeError):
-            same, taken = False, {}
-        if not same:
-            warnings.warn(
-                f"'{self._path}' was left by a build on another device, with other settings or for another "
-                "space, or is damaged: measuring starts afresh",
-                stacklevel=4,
-            )
-            return False
-        self.records.update(taken)
-        self._path.write_text("".join(whole), encoding="utf-8")
-        return True
+            header, *records = map(json.loads, whole)
+            reasons = self._differences(header, space)
+            for record in records if not reasons else ():
+                which = record.pop("kind"), record.pop("key")
+                measured = Measurement(**record)
+                if not all(type(number) in (int, float) and number > 0 for number in record.values()):
+                    raise ValueError(f"{which} was measured as {measured}")
+                self.found[which] = measured
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reasons = [f"damaged: {error}"]
+        if not reasons:
+            if len(whole) < len(lines):
+                os.truncate(self._path, sum(map(len, whole)))
+            return
+        self.found = {}
+        self._path.unlink()
+        warnings.warn(
+            f"'{self._path}', left by a build that was cut off, cannot be gone on with "
+            f"({'; '.join(reasons)}): measuring starts afresh",
+            stacklevel=4,
+        )
+
+    def _differences(self, header: Mapping[str, Any], space: str) -> list[str]:
+        then = DeviceFingerprint.from_json(header["device"])
+        here = {"schema": _SCHEMA, "space": space, "method": _METHOD, "settings": self.settings.to_json()}
+        return then.differences(self.device) + [
+            f"{what}: {header[what]} against {ours}" for what, ours in here.items() if header[what] != ours
+        ]
 
     def _append(self, record: Mapping[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
@@ -220,31 +239,35 @@ class _Journal:
 
 def _measure_missing(
     journal: _Journal,
+    finished: LookupTable | None,
     entries: Mapping[str, EntrySource],
     subnets: Mapping[str, SubnetSource],
     seed: int,
     report: Progress,
     measurer: Measure,
 ) -> None:
-    """Measures what the journal lacks, all of it mixed.
+    """Measures what neither the finished table nor the journal has, all of it mixed.
 
     A machine drifts over minutes: parts, networks and the networks' second turn meet the same weather, so
     that drift is noise and not a bias of one against the other.
     """
-    wanted = [("overhead", _OVERHEAD)]
-    wanted += [("entry", key) for key in entries]
-    wanted += [(kind, key) for key in subnets for kind in _TURNS]
-    missing = [which for which in wanted if not journal.has(*which)]
+    have: set[tuple[str, str]] = set(journal.found)
+    if finished is not None:
+        have.add(_OVERHEAD)
+        have |= {("entry", key) for key in finished.entries}
+        have |= {(turn, net.key) for net in finished.subnets for turn in _TURNS}
+    wanted = [_OVERHEAD, *(("entry", key) for key in entries)]
+    wanted += [(turn, key) for key in subnets for turn in _TURNS]
+    missing = [which for which in wanted if which not in have]
     if not missing:
         return
-    models = {("overhead", _OVERHEAD): _empty_model()}
     parts = {key: entries[key] for kind, key in missing if kind == "entry"}
-    models |= {("entry", key): model for key, model in _exported(parts, "exporting blocks", report).items()}
-    nets = {key: subnets[key] for kind, key in missing if kind in _TURNS}
-    if not nets:  # one to look at between others
-        nets = dict(itertools.islice(subnets.items(), 1))
+    # One at least, to look at between others.
+    nets = {key: subnets[key] for kind, key in missing if kind in _TURNS} or dict([*subnets.items()][:1])
     whole = _exported(nets, "exporting networks", report)
-    models |= {(kind, key): model for key, model in whole.items() for kind in _TURNS}
+    models = {_OVERHEAD: _empty_model()}
+    models |= {("entry", key): model for key, model in _exported(parts, "exporting blocks", report).items()}
+    models |= {(turn, key): model for key, model in whole.items() for turn in _TURNS}
     random.Random(seed).shuffle(missing)
     by_name = {f"{kind} {key}": (kind, key) for kind, key in missing}
     measurer(
@@ -288,42 +311,44 @@ def _exported(
 
 def _table(
     journal: _Journal,
+    finished: LookupTable | None,
     sources: Mapping[str, EntrySource],
     nets: Mapping[str, SubnetSource],
     space: str,
     settings: SessionSettings,
 ) -> LookupTable:
-    overhead = float(journal.records["overhead", _OVERHEAD]["median_us"])
-
-    def alone(record: Mapping[str, Any], name: str) -> float:
-        return max(float(record[name]) - overhead, _LEAST_US)
-
-    entries = {}
+    entries = dict(finished.entries) if finished else {}
+    subnets = {net.key: net for net in finished.subnets} if finished else {}
+    overhead = finished.protocol["overhead_us"] if finished else journal.found[_OVERHEAD].median_us
     for key, source in sources.items():
-        record = journal.records["entry", key]
-        times = {name: alone(record, name) for name in ("median_us", "p10_us", "p90_us")}
-        entries[key] = Entry(key, source.name, **times, samples=int(record["samples"]))
-    subnets = []
+        if key not in entries:
+            alone = journal.found["entry", key]
+            # Its own, without the session's.
+            median, low, high = (
+                max(number - overhead, _LEAST_US) for number in (alone.median_us, alone.p10_us, alone.p90_us)
+            )
+            entries[key] = Entry(key, source.name, median, low, high, alone.samples)
     for key, net in nets.items():
-        first, second = journal.records["subnet 1", key], journal.records["subnet 2", key]
-        times = {name: float(first[name]) for name in ("median_us", "p10_us", "p90_us")}
-        repeat = float(second["median_us"])
-        subnets.append(
-            Subnet(key, net.name, net.keys, **times, samples=int(first["samples"]), repeat_us=repeat)
-        )
-    sums = [sum(entries[key].median_us for key in net.parts) for net in subnets]
-    counts = [len(net.parts) for net in subnets]
-    once, again = [net.median_us for net in subnets], [net.repeat_us for net in subnets]
-    means = [(one + other) / 2 for one, other in zip(once, again, strict=True)]
+        if key not in subnets:
+            once, again = (journal.found[turn, key] for turn in _TURNS)
+            spread = {"median_us": once.median_us, "p10_us": once.p10_us, "p90_us": once.p90_us}
+            subnets[key] = Subnet(
+                key, net.name, net.keys, **spread, samples=once.samples, repeat_us=again.median_us
+            )
+    sums = [sum(entries[key].median_us for key in net.parts) for net in subnets.values()]
+    counts = [len(net.parts) for net in subnets.values()]
+    firsts = [net.median_us for net in subnets.values()]
+    seconds = [net.repeat_us for net in subnets.values()]
+    means = [(first + second) / 2 for first, second in zip(firsts, seconds, strict=True)]
     least = min(entry.median_us for entry in entries.values())
     return LookupTable(
         space=space,
         date=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         device=journal.device,
         settings=settings,
-        protocol={"method": "isolated", "clock": settings.clock, "overhead_us": overhead},
+        protocol={"method": _METHOD, "clock": settings.clock, "overhead_us": overhead},
         entries=entries,
-        subnets=tuple(subnets),
+        subnets=tuple(subnets.values()),
         calibration=calibrate(sums, counts, means, least),
-        accuracy=cross_validated(sums, counts, once, again, least),
+        accuracy=cross_validated(sums, counts, firsts, seconds, least),
     )
