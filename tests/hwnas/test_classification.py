@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from hwnas.classification import Classification
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
+
+
+def batches(count: int = 6) -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(count * 4, 1, 8, 8, generator=generator)
+    labels = (images.mean(dim=(1, 2, 3)) > 0).long()
+    return DataLoader(list(zip(images, labels, strict=True)), batch_size=4)  # type: ignore[arg-type]  # a list is a dataset
+
+
+def fitted(module: Classification, **options: Any) -> pl.Trainer:
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(accelerator="cpu", enable_checkpointing=False, **quiet, **options)
+    trainer.fit(module, batches(), batches())
+    return trainer
+
+
+def test_training_learns_and_logs_loss_and_accuracy() -> None:
+    trainer = fitted(Classification(network(), 2, lr=0.05), max_epochs=10)
+    assert {"train_loss", "train_acc", "val_loss", "val_acc"} <= trainer.callback_metrics.keys()
+    assert trainer.callback_metrics["val_acc"] > 0.9
+
+
+def test_logged_accuracy_is_the_share_that_is_right() -> None:
+    module = Classification(network(), 2)
+    trainer = fitted(module, max_epochs=1)
+    module.eval()
+    with torch.no_grad():
+        right = [module(images).argmax(1) == labels for images, labels in batches()]
+    expected = torch.cat(right).float().mean()
+    assert float(trainer.callback_metrics["val_acc"]) == pytest.approx(float(expected))
+    found = trainer.test(module, batches(), verbose=False)
+    assert found[0]["test_acc"] == pytest.approx(float(expected))
+
+
+class Rates(pl.Callback):
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+        self.found.append(optimizer.param_groups[0]["lr"])
+
+
+def test_one_cycle_warms_up_and_ends_near_zero_and_constant_stays() -> None:
+    cycle, constant = Rates(), Rates()
+    fitted(Classification(network(), 2, lr=0.2), max_epochs=4, callbacks=[cycle])
+    assert max(cycle.found) == pytest.approx(0.2, rel=0.05)
+    assert cycle.found[0] < cycle.found[1]
+    assert cycle.found[-1] < 1e-3
+    fitted(Classification(network(), 2, lr=0.2, schedule="constant"), max_epochs=1, callbacks=[constant])
+    assert set(constant.found) == {0.2}
+
+
+def test_biases_and_normalisation_do_not_decay() -> None:
+    module = Classification(network(), 2, schedule="constant")
+    decayed, others = module.configure_optimizers().param_groups
+    assert all(parameter.ndim > 1 for parameter in decayed["params"])
+    assert (decayed["weight_decay"], others["weight_decay"]) == (1e-4, 0.0)
+    assert len(decayed["params"]) + len(others["params"]) == len(list(module.parameters()))
+
+
+def test_frozen_parameters_are_not_optimised() -> None:
+    module = Classification(network(), 2, schedule="constant")
+    module.network[0].weight.requires_grad_(False)
+    groups = module.configure_optimizers().param_groups
+    assert all(parameter.requires_grad for group in groups for parameter in group["params"])
+
+
+def test_inputs_need_not_be_images() -> None:
+    assert Classification(nn.Linear(5, 3), 3)(torch.randn(4, 5)).shape == (4, 3)
