@@ -7,6 +7,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
@@ -61,16 +62,10 @@ def count_macs(module: nn.Module, inputs: Sequence[Tensor]) -> MacCount:
     >>> count_macs(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), [torch.zeros(1, 3, 5, 5)])
     MacCount(headline=1944, detail={'relu': 72}, uncounted={})
     """
-    given = tuple(torch.zeros(tensor.shape, dtype=tensor.dtype) for tensor in inputs)
-    named = itertools.chain(module.named_parameters(), module.named_buffers())
-    tensors = {
-        f"module.{name}": torch.zeros(held.shape, dtype=held.dtype) if held.is_meta else held.detach()
-        for name, held in named
-    }
-    with torch.no_grad(), _evaluating(module), _plain_attention():
-        # Its tensors are exchanged while this runs: a copy of the module takes longer than the trace.
-        counted: MacCount = functional_call(_Traced(module), tensors, given)
-    return counted
+    # A trace records the Python stack at each of its nodes. In a thread of its own the stack is short; under
+    # the frames of a command line or of a test runner a trace takes up to half as long again.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_counted, module, tuple(inputs)).result()
 
 
 @final
@@ -118,6 +113,19 @@ class FlopsProfiler(Profiler):
         return MacCount(headline, dict(detail), dict(uncounted))
 
 
+def _counted(module: nn.Module, inputs: tuple[Tensor, ...]) -> MacCount:
+    given = tuple(torch.zeros(tensor.shape, dtype=tensor.dtype) for tensor in inputs)
+    named = itertools.chain(module.named_parameters(), module.named_buffers())
+    tensors = {
+        f"module.{name}": torch.zeros(held.shape, dtype=held.dtype) if held.is_meta else held.detach()
+        for name, held in named
+    }
+    with torch.no_grad(), _evaluating(module), _plain_attention():
+        # Its tensors are exchanged while this runs: a copy of the module takes longer than the trace.
+        counted: MacCount = functional_call(_Traced(module), tensors, given)
+    return counted
+
+
 class _Traced(nn.Module):
     """Counts what a module computes when this is called."""
 
@@ -144,6 +152,9 @@ class _Call(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self._module = (module,)  # in a tuple, or it would be a child
+        # Tensors of what is traced become inputs of its graph; any others would be nodes to visit.
+        for number, tensor in enumerate(itertools.chain(module.parameters(), module.buffers())):
+            self.register_buffer(f"tensor{number}", tensor)
 
     def forward(self, *inputs: Any) -> Any:
         return self._module[0](*inputs)
@@ -205,7 +216,7 @@ def _attention(inputs: _Values, outputs: _Values) -> Counter[str]:
 
 def _einsum(inputs: _Values, outputs: _Values) -> Counter[str]:
     """Operands contracted from left to right, which is torch's order; fvcore rounds to four digits."""
-    terms, _, result = inputs[0].toIValue().replace(" ", "").partition("->")
+    terms, arrow, result = inputs[0].toIValue().replace(" ", "").partition("->")
     shapes = [get_shape(value) for value in inputs[1].node().inputs()]
     sizes: dict[str, int] = {}
     operands = []
@@ -217,14 +228,17 @@ def _einsum(inputs: _Values, outputs: _Values) -> Counter[str]:
         for axis, size in zip(axes, shape, strict=True):
             sizes[axis] = max(sizes.get(axis, 1), size)
         operands.append(set(axes))
-    kept: set[str] = (
-        {axis for axis in sizes if axis.startswith("-") or axis in result} if result else set(sizes)
-    )
+    kept = {  # without an arrow, what occurs once
+        axis
+        for axis in sizes
+        if axis.startswith("-") or (axis in result if arrow else terms.count(axis) == 1)
+    }
     total, left = 0, operands[0]
     for index, right in enumerate(operands[1:], start=2):
-        both = left | right
-        total += math.prod(sizes[axis] for axis in both)
-        left = both & kept.union(*operands[index:])
+        later = kept.union(*operands[index:])
+        # What is in one of the two alone and not needed later is summed before they meet.
+        total += math.prod(sizes[axis] for axis in left & right | (left | right) & later)
+        left = (left | right) & later
     return Counter({"einsum": total})
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,6 +46,32 @@ def test_mobilenet_v2_has_the_published_count() -> None:
     assert count.headline == 300_774_272
     assert count.uncounted == {}
     assert count.detail["batch_norm"] > count.detail["hardtanh"] > 5e6
+
+
+PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "published_archs.json"
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason=f"no published architectures at {PUBLISHED}")
+def test_layers_of_published_networks_add_up_to_their_counts() -> None:
+    tables = [arch for arch in json.loads(PUBLISHED.read_text())["archs"] if "layer_table" in arch]
+    assert tables
+    known: dict[str, int] = {}
+    for arch in tables:
+        for row in arch["layer_table"]:
+            known.setdefault(str(row), layer_macs(row))
+        assert sum(known[str(row)] for row in arch["layer_table"]) == arch["measured"]["macs"], arch["name"]
+
+
+def layer_macs(row: list[Any]) -> int:
+    """A row is [in, out, "fc", bias] or [in, out, kernel, stride, dilation, groups, bias, height, width]."""
+    inputs, outputs = row[:2]
+    with torch.device("meta"):
+        if "fc" in row:
+            return count_macs(nn.Linear(inputs, outputs), [torch.empty(1, inputs)]).headline
+        kernel, stride, dilation, groups, _, *sizes = row[2:]
+        layer = nn.Conv2d(inputs, outputs, kernel, stride, dilation=dilation, groups=groups, bias=False)
+        needed = [(size - 1) * stride + dilation * (kernel - 1) + 1 for size in sizes]
+        return count_macs(layer, [torch.empty(1, inputs, *needed)]).headline
 
 
 class Attention(nn.Module):
@@ -98,6 +126,47 @@ def test_a_product_with_a_vector_is_counted() -> None:
             return x @ x[0, 0]  # torch's own counter does not see this one
 
     assert count_macs(Product(), [torch.zeros(3, 4, 5)]).headline == 3 * 4 * 5
+
+
+@pytest.mark.parametrize("equation", ["i,ij,j->", "i,ij,j", "ij,jk,kl", "ij,jk,kl->l"])
+def test_an_einsum_of_three_is_counted_by_pairs(equation: str) -> None:
+    class Chain(nn.Module):
+        def forward(self, *factors: Tensor) -> Tensor:
+            return torch.einsum(equation, *factors)
+
+    sizes = dict(zip("ijkl", (3, 4, 5, 6), strict=True))
+    terms = equation.partition("->")[0].split(",")
+    factors = [torch.zeros([sizes[axis] for axis in term]) for term in terms]
+    with FlopCounterMode(display=False) as counter:
+        Chain()(*factors)
+    assert 2 * count_macs(Chain(), factors).headline == counter.get_total_flops()
+
+
+def test_an_operation_that_cannot_be_copied_is_counted() -> None:
+    class Gram(nn.Module):
+        transposed = staticmethod(torch.Tensor.T.__get__)  # as a survey of a space hands it over
+
+        def forward(self, matrix: Tensor) -> Tensor:
+            return matrix @ self.transposed(matrix)
+
+    assert count_macs(Gram(), [torch.empty(3, 4, device="meta")]).headline == 3 * 4 * 3
+
+
+def test_a_deep_python_stack_does_not_slow_the_count() -> None:
+    module = nn.Sequential(*[nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()] * 3)
+    image = torch.zeros(1, 4, 4, 4)
+
+    def seconds(depth: int) -> float:
+        if depth:
+            return seconds(depth - 1)
+        started = time.process_time()
+        count_macs(module, [image])
+        return time.process_time() - started
+
+    seconds(0)
+    shallow, deep = zip(*((seconds(0), seconds(150)) for _ in range(9)), strict=True)
+    # A trace records the stack at every node: 150 frames would take it several times as long.
+    assert statistics.median(deep) < 2 * statistics.median(shallow)
 
 
 def test_what_is_measured_is_left_as_it_was() -> None:
