@@ -51,10 +51,19 @@ def profiler(space):
     return FlopsProfiler(space, EXAMPLE)
 
 
-def test_cost_of_every_network_is_what_the_meter_says_of_its_subnet(space, profiler):
-    assert space.size == 3 * (3 + 9 + 27)
+@pytest.fixture(scope="module")
+def metered(space):
+    """Every network's multiply-adds, counted on its subnet."""
+    return {
+        tuple(architecture.values()): count_macs(space.freeze(architecture), [EXAMPLE]).headline
+        for architecture in space.grid()
+    }
+
+
+def test_cost_of_every_network_is_what_the_meter_says_of_its_subnet(space, profiler, metered):
+    assert space.size == len(metered) == 3 * (3 + 9 + 27)
     for architecture in space.grid():
-        assert profiler.profile(architecture) == count_macs(space.freeze(architecture), [EXAMPLE]).headline
+        assert profiler.profile(architecture) == metered[tuple(architecture.values())]
 
 
 def test_params_of_every_network_are_those_of_its_subnet(space):
@@ -64,13 +73,12 @@ def test_params_of_every_network_are_those_of_its_subnet(space):
         assert params.profile(architecture) == sum(p.numel() for p in subnet.parameters())
 
 
-def test_expected_cost_and_its_gradient_equal_enumeration_of_metered_subnets(space, profiler):
+def test_expected_cost_and_its_gradient_equal_enumeration_of_metered_subnets(space, profiler, metered):
     torch.manual_seed(0)
     logits = {
         label: torch.randn(len(options), dtype=torch.float64, requires_grad=True)
         for label, options in space.options.items()
     }
-    metered = {tuple(a.values()): count_macs(space.freeze(a), [EXAMPLE]).headline for a in space.grid()}
     probabilities = {label: found.softmax(0) for label, found in logits.items()}
     labels = list(space.options)
     enumerated = torch.zeros((), dtype=torch.float64)
@@ -90,9 +98,8 @@ def test_expected_cost_and_its_gradient_equal_enumeration_of_metered_subnets(spa
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-6)
 
 
-def test_bounds_are_the_cheapest_and_dearest_metered_subnets(space, profiler):
-    metered = [count_macs(space.freeze(a), [EXAMPLE]).headline for a in space.grid()]
-    assert profiler.cost.bounds() == (min(metered), max(metered))
+def test_bounds_are_the_cheapest_and_dearest_metered_subnets(profiler, metered):
+    assert profiler.cost.bounds() == (min(metered.values()), max(metered.values()))
 
 
 def test_default_space_costs_what_its_subnets_do():
