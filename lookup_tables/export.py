@@ -38,7 +38,8 @@ def to_onnx(
     first. Modules that gave the same operators, following one another in the same ways, are of one kind: one
     of each kind goes through both exporters, all of these in one module, and where the results differ the
     whole kind is exported by dynamo. Both exporters translate operator by operator and see only neighbours,
-    so that one module speaks for its kind.
+    so that one module speaks for its kind. The default space: 185 blocks in 5.6 CPU seconds, of four kinds;
+    30 of its networks in 6.9, of two.
 
     Args:
         modules: by name, in evaluation mode; with the inputs that they are called with.
