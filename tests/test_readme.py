@@ -1,0 +1,31 @@
+"""What the README shows runs as it is shown."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+@pytest.mark.slow
+def test_python_example_of_the_readme_runs_and_keeps_to_its_budget(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    macs, subnet = names["macs"], names["subnet"]
+    assert macs.profile(names["strategy"].architecture()) <= names["budget"]
+    assert type(subnet) is names["Net"]
+
+
+def test_commands_of_the_readme_exist():
+    from typer.testing import CliRunner
+
+    from hwnas.cli import app
+
+    for command in ("search", "table build", "table show", "profile", "export", "verify"):
+        result = CliRunner().invoke(app, [*command.split(), "--help"])
+        assert result.exit_code == 0, command
