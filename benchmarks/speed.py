@@ -1,8 +1,9 @@
 """How fast a search is, beside plain PyTorch in one run: CPU time of one thread, medians of rounds.
 
-Times an architecture step and a weight step of DARTS against two forward-backward passes of the same candidates
-written in plain PyTorch, counts what Proxyless keeps for its backward pass against training one path, and
-times the cost of the default space: building it, and summing it up for a million architectures.
+Times an architecture step and a weight step of DARTS against two forward-backward passes over the same
+candidates in plain PyTorch, and counts what Proxyless keeps for its backward pass against training one path:
+on the default space, and on the same space with its largest widths fixed, which is what the plain version
+runs. Then times the cost of the default space: building it, and summing it up for a million architectures.
 
     python benchmarks/speed.py [--rounds 9] [--batch 32] [--seed 0]
 """
@@ -14,7 +15,8 @@ import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal
 
 import numpy as np
 import torch
@@ -70,34 +72,70 @@ class PlainCandidates(nn.Module):
         return scores
 
 
-images = torch.randn(arguments.batch, 1, 28, 28)
-labels = torch.randint(10, (arguments.batch,))
-space = ModelSpace(SmallMobileNet())
-plain = PlainCandidates(space)
-darts = DARTS(seed=arguments.seed)
-darts.prepare_for(space)
+class Speed:
+    """One space with its steps."""
 
+    def __init__(self, space: ModelSpace) -> None:
+        self.space = space
+        self.plain = PlainCandidates(space)
+        self.darts = DARTS(seed=arguments.seed)
+        self.darts.prepare_for(space)
+        self.images = torch.randn(arguments.batch, 1, 28, 28)
+        self.labels = torch.randint(10, (arguments.batch,))
 
-def run(gates: dict[str, Gate]) -> Tensor:
-    with space.running(gates):
-        return F.cross_entropy(space(images), labels)
+    def loss(self, gates: Mapping[str, Gate]) -> Tensor:
+        with self.space.running(gates):
+            return F.cross_entropy(self.space(self.images), self.labels)
 
+    def architecture_step(self) -> None:
+        with kept_buffers(self.space), frozen_weights(self.space):
+            loss = self.loss(self.darts.architecture_gates(torch.Generator()))
+            torch.autograd.grad(loss, self.darts.logits.parameters(), allow_unused=True)
 
-def architecture_step() -> None:
-    with kept_buffers(space), frozen_weights(space):
-        loss = run(dict(darts.architecture_gates(torch.Generator())))
-        torch.autograd.grad(loss, darts.logits.parameters())
+    def weight_step(self) -> None:
+        self.loss(self.darts.weight_gates(torch.Generator())).backward()
+        self.space.zero_grad()
 
+    def two_passes(self) -> None:
+        for _ in range(2):
+            F.cross_entropy(self.plain(self.images), self.labels).backward()
+            self.plain.zero_grad()
 
-def weight_step() -> None:
-    run(dict(darts.weight_gates(torch.Generator()))).backward()
-    space.zero_grad()
+    def step_times(self) -> Iterator[tuple[float, float, float]]:
+        """CPU seconds of an architecture step, a weight step and two plain passes, after a warm-up."""
+        for number in range(arguments.rounds + 1):
+            row = seconds(self.architecture_step), seconds(self.weight_step), seconds(self.two_passes)
+            if number:
+                yield row
 
+    def saved_bytes(self, gates: Mapping[str, Gate]) -> int:
+        """Distinct storages kept for the backward pass, without parameters and buffers."""
+        held = (*self.space.parameters(), *self.space.buffers())
+        own = {tensor.untyped_storage().data_ptr() for tensor in held}
+        found: dict[int, Tensor] = {}  # the tensors themselves: a freed address would be met again
 
-def two_passes() -> None:
-    for _ in range(2):
-        F.cross_entropy(plain(images), labels).backward()
-        plain.zero_grad()
+        def keep(tensor: Tensor) -> Tensor:
+            if tensor.untyped_storage().data_ptr() not in own:
+                found[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            self.loss(gates)
+        return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
+
+    def saved_by(self, paths: Literal["two", "full"], draws: int = 20) -> tuple[float, float]:
+        """MB kept by an architecture step, and by training the path that it picked: means over draws."""
+        proxyless = Proxyless(paths, seed=arguments.seed)
+        proxyless.prepare_for(self.space)
+        steps, trained = [], []
+        for draw in range(draws):
+            gates = proxyless.architecture_gates(torch.Generator().manual_seed(arguments.seed + draw))
+            with frozen_weights(self.space):
+                steps.append(self.saved_bytes(gates) / 1e6)
+            trained.append(
+                self.saved_bytes({label: Gate(gate.picked) for label, gate in gates.items()}) / 1e6
+            )
+        return statistics.mean(steps), statistics.mean(trained)
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -106,64 +144,30 @@ def seconds(work: Callable[[], object]) -> float:
     return time.thread_time() - begun
 
 
-def saved_bytes(forward: Callable[[], Tensor]) -> int:
-    """Distinct storages kept for the backward pass, without parameters and buffers."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*space.parameters(), *space.buffers())}
-    found: dict[int, Tensor] = {}  # the tensors themselves: a freed address would be met again
-
-    def keep(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in own:
-            found[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        forward()
-    return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
-
-
-def saved_ratio(proxyless: Proxyless, draws: int = 20) -> tuple[float, float, float]:
-    """MB of an architecture step, MB of training the path that it picked, and the ratio of the means."""
-    steps, paths = [], []
-    for draw in range(draws):
-        generator = torch.Generator().manual_seed(arguments.seed + draw)
-        gates = dict(proxyless.architecture_gates(generator))
-        with frozen_weights(space):
-            steps.append(saved_bytes(lambda gates=gates: run(gates)))  # type: ignore[misc]
-        picked = {label: Gate(gate.picked) for label, gate in gates.items()}
-        paths.append(saved_bytes(lambda picked=picked: run(picked)))  # type: ignore[misc]
-    return statistics.mean(steps) / 1e6, statistics.mean(paths) / 1e6, sum(steps) / sum(paths)
-
-
-rounds = []
-for number in range(arguments.rounds + 1):
-    row = seconds(architecture_step), seconds(weight_step), seconds(two_passes)
-    if number:  # the first warms up
-        rounds.append(row)
-architecture_s, weight_s, plain_s = (statistics.median(column) for column in zip(*rounds, strict=True))
-ratios = sorted((a + w) / p for a, w, p in rounds)
-
-print(f"{fingerprint().cpu}, {fingerprint().cores} cores, one thread; Python {platform.python_version()},")
+chosen = f"--rounds {arguments.rounds} --batch {arguments.batch} --seed {arguments.seed}"
 print(
-    f"torch {torch.__version__}; batch {arguments.batch} of 28x28, seed {arguments.seed}; CPU seconds, medians of"
+    f"{fingerprint().cpu}, {fingerprint().cores} cores, one thread; Python {platform.python_version()}, torch"
 )
-print(
-    f"{arguments.rounds} rounds: python benchmarks/speed.py --rounds {arguments.rounds} --seed {arguments.seed}\n"
-)
-print("| what | measured | aim |\n|---|---|---|")
-print(f"| DARTS architecture step / weight step | {architecture_s:.3f} s / {weight_s:.3f} s | |")
-print(f"| two plain passes over all candidates | {plain_s:.3f} s | |")
-print(
-    f"| DARTS step / two plain passes | {statistics.median(ratios):.2f} "
-    f"({ratios[0]:.2f} to {ratios[-1]:.2f}) | <= 0.75 |"
-)
-for paths in ("two", "full"):
-    strategy = Proxyless(paths, seed=arguments.seed)
-    strategy.prepare_for(space)
-    step_mb, path_mb, ratio = saved_ratio(strategy)
-    aim = "<= 1.15" if paths == "two" else ""
-    print(
-        f"| Proxyless saved activations, {paths}, 20 draws | {step_mb:.1f} / {path_mb:.1f} MB: {ratio:.2f} | {aim} |"
-    )
+print(f"{torch.__version__}; images of 28x28; CPU seconds, medians of rounds with their range:")
+print(f"python benchmarks/speed.py {chosen}\n")
+spaces = {
+    "default space": ModelSpace(SmallMobileNet()),
+    "widths fixed": ModelSpace(SmallMobileNet(widths=((24,), (48,), (96,)))),
+}
+print("| space | what | measured | aim |\n|---|---|---|---|")
+for name, space in spaces.items():
+    speed = Speed(space)
+    rounds = list(speed.step_times())
+    architecture_s, weight_s, plain_s = (statistics.median(column) for column in zip(*rounds, strict=True))
+    ratios = sorted((a + w) / p for a, w, p in rounds)
+    spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+    print(f"| {name} | DARTS architecture step; weight step | {architecture_s:.3f} s; {weight_s:.3f} s | |")
+    print(f"| {name} | two plain passes over all candidates | {plain_s:.3f} s | |")
+    print(f"| {name} | DARTS step / two passes | {statistics.median(ratios):.2f} ({spread}) | <= 0.75 |")
+    for paths, aim in (("two", "<= 1.15"), ("full", "")):
+        step_mb, path_mb = speed.saved_by(paths)  # type: ignore[arg-type]  # a tuple forgets the literals
+        measured = f"{step_mb:.1f} / {path_mb:.1f} MB = {step_mb / path_mb:.2f}"
+        print(f"| {name} | Proxyless saved activations, {paths}, 20 draws / one path | {measured} | {aim} |")
 
 fresh = ModelSpace(SmallMobileNet())
 begun = time.process_time()
@@ -176,5 +180,5 @@ indices = np.stack(
 rate = len(indices) / statistics.median(
     seconds(lambda: cost.of_many(indices)) for _ in range(arguments.rounds)
 )
-print(f"| building the FLOPs cost of the default space | {build_s:.2f} s | < 2 s |")
-print(f"| cost.of_many | {rate / 1e6:.1f} million architectures a second | >= 1 million |")
+print(f"| default space | building the FLOPs cost | {build_s:.2f} s | < 2 s |")
+print(f"| default space | cost.of_many | {rate / 1e6:.1f} million a second | >= 1 million |")
