@@ -254,7 +254,7 @@ def combinations(values: Mapping[str, Value]) -> list[Combination]:
         weights = [
             gate.weights[index]
             for gate, index in zip(gates, indices, strict=True)
-            if gate.weights is not None
+            if gate.weights is not None and len(gate.weights) > 1  # one option alone is no mixture
         ]
         found.append(
             Combination(

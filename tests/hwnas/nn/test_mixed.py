@@ -97,3 +97,13 @@ def test_two_paths_of_a_width_under_one_hot_weights_equal_the_picked_path() -> N
     sums = paths_of(space, "width", x).sum(dim=(1, 2, 3, 4))
     assert gradient[0] == 0  # not computed
     torch.testing.assert_close(gradient[2] - gradient[1], sums[2] - sums[1])
+
+
+def test_choice_of_one_option_is_not_mixed() -> None:
+    width = ValueChoice([4], label="width")
+    space = ModelSpace(Linear(width, 3))
+    weights = torch.ones(1, requires_grad=True)
+    with space.running({"width": Gate((0,), weights)}):
+        output = space(torch.randn(2, 4))
+    (to_weights,) = torch.autograd.grad(output.sum(), weights, allow_unused=True)
+    assert to_weights is None  # nothing was masked on the way
