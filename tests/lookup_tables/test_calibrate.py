@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
+from lookup_tables import calibrate as module
 from lookup_tables.calibrate import accuracy_of, calibrate, cross_validated
 from lookup_tables.table import Calibration
 
@@ -71,10 +72,23 @@ def test_nothing_to_calibrate_on_is_refused(sums: list[float], measured: list[fl
         calibrate(sums, [3] * len(sums), measured)
 
 
-def test_held_out_network_never_enters_its_own_prediction() -> None:
+def test_held_out_network_never_enters_its_own_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
     sums, sites = networks(12, 3)
     measured = 1.1 * sums + 5
-    odd = measured.copy()
+    fitted: list[list[float]] = []
+
+    def recorded(s: list[float], n: list[int], us: list[float], least: float) -> Calibration:
+        fitted.append(us)
+        return calibrate(s, n, us, least)
+
+    monkeypatch.setattr(module, "calibrate", recorded)
+    cross_validated(sums, sites, measured, measured, least_us=5.0)
+    assert [set(measured) - set(us) for us in fitted] == [{us} for us in measured]
+
+
+def test_odd_network_shows_in_the_held_out_error() -> None:
+    sums, sites = networks(12, 3)
+    odd = 1.1 * sums + 5
     odd[4] *= 1.5
     error = cross_validated(sums, sites, odd, odd, least_us=5.0)
     assert error.interval_high == pytest.approx(0.5, abs=0.02)

@@ -53,15 +53,18 @@ def test_file_is_json_with_one_entry_a_line_in_an_order_of_its_own(tmp_path: Pat
     json.loads(text)
 
 
-def test_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_write_that_fails_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     path = tmp_path / "table.json"
     table(1.0).save(path)
     before = path.read_bytes()
 
-    def full(_: int) -> None:
+    def full(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, step, full)
     with pytest.raises(OSError, match="disk full"):
         table(2.0).save(path)
     assert path.read_bytes() == before
