@@ -66,3 +66,11 @@ def test_outputs_that_are_not_tensors_are_refused() -> None:
 )
 def test_live_options_are_those_that_are_computed(gate: Gate, live: tuple[int, ...]) -> None:
     assert gate.live() == live
+
+
+def test_mixture_may_be_changed_in_place_like_any_output() -> None:
+    weights = torch.tensor([1.0, 0.0], requires_grad=True)
+    picked, other = torch.tensor([3.0, -1.0], requires_grad=True), torch.tensor([2.0, 2.0])
+    torch.relu_(mixture(weights, [picked, other])).sum().backward()
+    assert weights.grad is not None
+    assert weights.grad.tolist() == [3.0, 2.0]
