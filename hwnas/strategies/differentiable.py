@@ -169,14 +169,17 @@ class DifferentiableStrategy(Strategy):
                 loss = _loss(pl_module.training_step(batch, batch_idx))
             if loss is None:
                 return
-            self.check_finite(loss, trainer, "architecture")
             if self.penalty is not None:
                 loss = self.penalty(loss, self.logits.probabilities())
+            self.check_finite(loss, trainer, "loss of the architecture")
             # Here, while the buffers are still those of the forward pass: autograd checks them.
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = torch.zeros_like(parameter) if gradient is None else gradient
-        _average([parameter.grad for parameter in parameters if parameter.grad is not None])
+        own = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        _average(own)
+        total = torch.cat([gradient.flatten() for gradient in own]).sum()
+        self.check_finite(total, trainer, "gradient of the architecture")
         before = self.logits.state_dict()
         self._arch_optimizer.step()
         self._arch_optimizer.zero_grad()

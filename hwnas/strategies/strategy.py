@@ -208,7 +208,7 @@ class Strategy(pl.Callback, ABC):
         self.space.gates = self.weight_gates(self.generator(trainer, 0))
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        self.check_finite(loss, trainer, "weight")
+        self.check_finite(loss, trainer, "loss of the weight")
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self.space.gates = None
@@ -218,11 +218,11 @@ class Strategy(pl.Callback, ABC):
         if self._space is not None:
             self._space.gates = None
 
-    def check_finite(self, loss: Tensor, trainer: pl.Trainer, step: str) -> None:
+    def check_finite(self, number: Tensor, trainer: pl.Trainer, what: str) -> None:
         """Raises `NonFiniteLossError`."""
-        if self.stop_at_non_finite_loss and not math.isfinite(float(loss.detach())):
+        if self.stop_at_non_finite_loss and not math.isfinite(float(number.detach())):
             raise NonFiniteLossError(
-                f"the loss of the {step} step is {float(loss.detach())} in epoch {trainer.current_epoch}, "
+                f"the {what} step is {float(number.detach())} in epoch {trainer.current_epoch}, "
                 f"step {trainer.global_step}; no weight was changed by it. The last good checkpoint is kept: "
                 "lower the learning rate or clip gradients (Trainer(gradient_clip_val=…)) and resume from it"
             )
