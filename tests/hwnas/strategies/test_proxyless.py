@@ -134,3 +134,14 @@ def test_penalty_moves_the_logits_towards_cheaper_networks(paths: Paths) -> None
 def test_other_numbers_of_paths_are_refused() -> None:
     with pytest.raises(ValueError, match="paths must be 'two' or 'full'; got 'three'"):
         Proxyless("three")  # type: ignore[arg-type]  # that is the point
+
+
+@pytest.mark.parametrize("paths", ["two", "full"])
+def test_layer_that_writes_in_place_may_follow_a_choice(paths: Paths) -> None:
+    layers = [nn.Linear(3, 3), nn.Linear(3, 3), nn.Identity()]
+    strategy = Proxyless(paths)
+    strategy.prepare_for(ModelSpace(nn.Sequential(LayerChoice(layers, label="op"), nn.ReLU(inplace=True))))
+    with strategy.space.running(strategy.architecture_gates(torch.Generator())):
+        loss = strategy.space(torch.randn(4, 3)).sum()
+    (gradient,) = torch.autograd.grad(loss, strategy.logits.parameters())
+    assert gradient.isfinite().all()
