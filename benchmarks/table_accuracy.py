@@ -1,7 +1,7 @@
 """Is the table right: predicted against measured on networks that it has not seen, beside multiply-adds.
 
-Builds a table of the default space at one thread, for ONNX Runtime's full optimisation and for EXTENDED (which
-behaves like another device), then measures 60 other networks: 30 uniform draws and 30 spread from the
+Builds a table of the default space at one thread, for ONNX Runtime's full optimisation and for EXTENDED
+(which behaves like another device), then measures 60 other networks: 30 uniform draws and 30 spread from the
 cheapest to the dearest. The competitor is a line through the same calibration networks over multiply-adds.
 A noise floor above 3 % makes a level's result invalid; it is then measured again.
 
@@ -42,7 +42,8 @@ held_out = held_out[: arguments.networks]
 sources = {str(n): subnet_source(space, sites, a, example) for n, a in enumerate(held_out)}
 
 print(
-    f"Device: {fingerprint().cpu}, {fingerprint().cores} cores; ONNX Runtime {onnxruntime.__version__}; 1 thread,"
+    f"Device: {fingerprint().cpu}, {fingerprint().cores} cores; ONNX Runtime {onnxruntime.__version__}, "
+    "1 thread,"
 )
 print(
     f"clock thread_cpu; {len(held_out)} held-out networks, {macs.bounds()[0] / 1e6:.1f} to "
