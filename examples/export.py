@@ -4,7 +4,8 @@
         --data fashion-mnist --out subnet.onnx --max-latency-ms 0.4
 
 The checkpoint may be the subnet's or the supernet's, whose weights are inherited. With ``--data`` BatchNorm
-is recalibrated and the file is tested on real images; with ``--max-latency-ms`` it is measured here and judged.
+is recalibrated and the file is tested on real images; with ``--max-latency-ms`` it is measured here and
+judged.
 """
 
 from __future__ import annotations
