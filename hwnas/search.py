@@ -18,26 +18,20 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
-from hwnas.certificate import Certificate, judge, now, runtime_facts
+from hwnas.certificate import Certificate, judge, now, patient_reading, runtime_facts
 from hwnas.classification import Classification
 from hwnas.data import DataFacts, arch_dataloader, describe, load_data, retrain_dataloader
 from hwnas.derive import Budget, ranked
 from hwnas.export import accuracy, export_onnx, parity
 from hwnas.latency_table import build_latency_table
 from hwnas.loading import load_space
+from hwnas.non_finite import StopAtNonFiniteLoss
 from hwnas.progress import Report, ReportProgress
 from hwnas.recalibrate import recalibrate
 from hwnas.run_folder import MetricsFile, RunFolder, write_json
 from hwnas.space import ModelSpace
 from hwnas.strategies import DARTS, Proxyless, Strategy
-from lookup_tables import (
-    Calibration,
-    LatencyReading,
-    LookupTable,
-    SessionSettings,
-    fingerprint,
-    measure_latency,
-)
+from lookup_tables import Calibration, LatencyReading, LookupTable, SessionSettings, fingerprint
 from profilers import FlopsProfiler, LagrangianPenalty, LatencyProfiler, ParamsProfiler
 from profilers.space import Architecture
 
@@ -47,7 +41,6 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {"darts": DARTS, "proxyless": P
 _LEAST_USE = 0.94
 _CANDIDATES = 6
 _ATTEMPTS = 8
-_READINGS = 5
 _RECALIBRATION_BATCHES = 20
 _LARGEST_DIFFERENCE = 1e-3
 _SEVERAL_DEVICES = "ddp_fork_find_unused_parameters_true"
@@ -370,7 +363,7 @@ class Search:
             "training the subnet",
             settings.train_epochs,
             retrain_dataloader(self._data),
-            callbacks=[],
+            callbacks=[StopAtNonFiniteLoss()],
         )
         batches = islice(retrain_dataloader(self._data), _RECALIBRATION_BATCHES)
         return recalibrate(subnet.cpu(), batches).eval()
@@ -434,13 +427,7 @@ class Search:
         return certificate
 
     def _measured(self, path: Path) -> LatencyReading:
-        """A valid reading, or the last of a few that were not: a busy machine may calm down."""
-        for _ in range(_READINGS):
-            reading = measure_latency(path, self._session)
-            if reading.valid:
-                break
-            self._say(f"a measurement is dropped: {reading.reason}")
-        return reading
+        return patient_reading(path, self._session, self._say)
 
     # ---- Lightning
 

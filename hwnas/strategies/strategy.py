@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from hwnas.derive import Budget
 from hwnas.gate import Gate
+from hwnas.non_finite import check_finite
 from hwnas.recalibrate import recalibrate
 from hwnas.space import ModelSpace
 from hwnas.strategies.side_effects import (
@@ -33,10 +33,6 @@ from hwnas.strategies.side_effects import (
     set_random_states,
 )
 from profilers.space import Architecture
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss became infinite or not a number; no weight was changed by it."""
 
 
 class Strategy(pl.Callback, ABC):
@@ -219,13 +215,9 @@ class Strategy(pl.Callback, ABC):
             self._space.gates = None
 
     def check_finite(self, number: Tensor, trainer: pl.Trainer, what: str) -> None:
-        """Raises `NonFiniteLossError`."""
-        if self.stop_at_non_finite_loss and not math.isfinite(float(number.detach())):
-            raise NonFiniteLossError(
-                f"the {what} step is {float(number.detach())} in epoch {trainer.current_epoch}, "
-                f"step {trainer.global_step}; no weight was changed by it. The last good checkpoint is kept: "
-                "lower the learning rate or clip gradients (Trainer(gradient_clip_val=…)) and resume from it"
-            )
+        """Raises `NonFiniteLossError`, unless that was switched off."""
+        if self.stop_at_non_finite_loss:
+            check_finite(number, trainer, what)
 
     def generator(self, trainer: pl.Trainer, stream: int) -> torch.Generator:
         """Random numbers of this batch: a function of the seed, the batch's number and ``stream``."""
