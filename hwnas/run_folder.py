@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 
 @final
 class RunFolder:
-    """Holds a run's files; the same settings go on in it, others are refused.
+    """Holds a run's files; the same settings go on in it, others are refused once something was reached.
 
     Args:
         path: the folder; made where it is absent.
@@ -31,7 +31,9 @@ class RunFolder:
         held = read_json(self._state, "run") if self._state.exists() else {"settings": asked}
         before = held.get("settings", {})
         changed = {name for name in {*asked, *before} if asked.get(name) != before.get(name)}
-        if changed:
+        if held.keys() == {"settings"}:  # nothing was reached that the settings decide
+            held = {"settings": asked}
+        elif changed:
             listed = ", ".join(
                 f"{name}: {before.get(name)!r} there, {asked.get(name)!r} asked" for name in sorted(changed)
             )
