@@ -27,7 +27,7 @@ from hwnas.values import ValueChoice, values_in
 from lookup_tables.graph import ExecutedGraph, executed_graph
 from profilers.space import Architecture, Option, Part, Site
 
-_CHECKED = 24  # random architectures on which what was found is checked
+_CHECKED = 16  # random architectures on which what was found is checked
 _LARGEST = 100_000  # combinations of what one site is given
 
 
