@@ -75,7 +75,7 @@ def export_onnx(
     _strip(model)
     _add_metadata(model, metadata or {})
     onnx.checker.check_model(model, full_check=True)
-    if dynamic_batch and not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+    if dynamic_batch and not _takes_any_batch(model, example_input):
         raise ValueError(
             f"the batch of {type(subnet).__name__} is baked into its graph (a reshape with a fixed first "
             "dimension?); use -1 for it there, or export with a fixed batch"
@@ -187,6 +187,21 @@ def _load(path: Path) -> onnx.ModelProto:
     except Exception as error:  # protobuf's and the checker's errors share no base class
         raise ValueError(f"'{path}' is damaged or no ONNX file: {error}") from error
     return model
+
+
+def _takes_any_batch(model: onnx.ModelProto, example_input: Tensor) -> bool:
+    """Whether three inputs give three outputs: the graph was traced with two."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    inputs = torch.cat([example_input[:1]] * 3).cpu().numpy()
+    try:
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        outputs = session.run(None, {session.get_inputs()[0].name: inputs})
+    except Exception:  # ONNX Runtime's errors share no public base class
+        return False
+    return all(len(output) == len(inputs) for output in outputs)
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -454,7 +454,12 @@ class Search:
                     precision=settings.precision,  # type: ignore[arg-type]  # Lightning checks it
                     callbacks=[
                         *callbacks,
-                        ModelCheckpoint(checkpoint.parent, save_last=True, save_top_k=0, every_n_epochs=1),
+                        ModelCheckpoint(
+                            checkpoint.parent,
+                            filename=checkpoint.stem,
+                            save_on_train_epoch_end=True,
+                            enable_version_counter=False,  # one file, replaced as a whole each epoch
+                        ),
                         MetricsFile(self.folder.path / "metrics.csv", step),
                         ReportProgress(self._report, what),
                     ],
@@ -464,14 +469,16 @@ class Search:
                     num_sanity_val_steps=0,
                     log_every_n_steps=1,
                 )
-                trainer.fit(
-                    module,
-                    train_loader,
-                    self._data.val_dataloader(),
-                    ckpt_path=str(checkpoint) if checkpoint.exists() else None,
-                )
-            if trainer.interrupted:
-                raise KeyboardInterrupt
+                try:
+                    trainer.fit(
+                        module,
+                        train_loader,
+                        self._data.val_dataloader(),
+                        ckpt_path=str(checkpoint) if checkpoint.exists() else None,
+                    )
+                except SystemExit as stopped:
+                    # Lightning turns Ctrl-C into an exit of its own.
+                    raise KeyboardInterrupt from stopped
             self.folder.update(**{f"{step} done": True})
         # Also right after the fit: what comes next starts from what a later start would read.
         state = _load_checkpoint(checkpoint)

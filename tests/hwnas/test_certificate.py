@@ -1,0 +1,77 @@
+"""A certificate passes by its rule alone, and can be checked again."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from hwnas.certificate import Certificate, judge, patient_reading, runtime_facts, verify
+from hwnas.export import export_onnx
+from lookup_tables import LatencyReading, SessionSettings, fingerprint
+
+
+def reading(median: float, floor: float = 1.0, valid: bool = True) -> LatencyReading:
+    return LatencyReading(median, median, median, floor, "thread_cpu", valid, "" if valid else "too noisy")
+
+
+@pytest.mark.parametrize(
+    ("median", "floor", "passes"),
+    [(1.0, 0.0, True), (1.0099, 1.0, True), (1.0101, 1.0, False), (1.0199, 2.9, True), (1.0201, 2.9, False)],
+)
+def test_median_may_exceed_the_budget_by_the_floor_but_never_by_more_than_two_percent(median, floor, passes):
+    assert judge(reading(median, floor), 1.0)[0] is passes
+
+
+def test_invalid_measurement_never_passes():
+    passed, reason = judge(reading(0.1, floor=5.0, valid=False), 1.0)
+    assert not passed
+    assert "too noisy" in reason
+
+
+def test_only_invalid_readings_are_repeated(monkeypatch, tmp_path):
+    reads = [reading(0.1, 5.0, False), reading(9.0), reading(0.1)]
+    monkeypatch.setattr("hwnas.certificate.measure_latency", lambda path, settings: reads.pop(0))
+    assert patient_reading(tmp_path, SessionSettings()).median_ms == 9.0
+
+
+@pytest.fixture
+def certified(tmp_path):
+    path = export_onnx(torch.nn.Sequential(torch.nn.Linear(4, 2)), torch.zeros(1, 4), tmp_path / "net.onnx")
+    certificate = Certificate(
+        passed=True, valid=True, reason="", budget_ms=1.0, predicted_ms=0.9, predicted_interval_ms=(0.8, 1.0),
+        measured_ms=0.9, measured_p10_ms=0.8, measured_p90_ms=1.0, noise_floor_percent=1.0,
+        clock="thread_cpu", test_accuracy=0.9, parity_max_abs_diff=0.0, macs=8.0, params=10.0,
+        architecture={"op": 0}, space="s",
+        data="d", strategy="darts", seed=0, device=fingerprint().to_json(),
+        runtime=runtime_facts(SessionSettings()), date="2026-01-01T00:00:00+00:00",
+    )  # fmt: skip
+    certificate.save(path, tmp_path / "certificate.json")
+    return path, certificate
+
+
+def test_certificate_is_the_same_in_the_file_and_beside_it(certified, tmp_path):
+    path, certificate = certified
+    assert Certificate.load(path) == Certificate.load(tmp_path / "certificate.json") == certificate
+
+
+def test_verify_measures_again_and_says_whether_the_promise_holds(certified, monkeypatch):
+    path, _ = certified
+    for median, holds in ((0.5, True), (1.5, False)):
+        monkeypatch.setattr("hwnas.certificate.measure_latency", lambda *_, m=median: reading(m))
+        assert verify(path).holds is holds
+
+
+def test_verify_says_what_makes_this_another_device(certified, monkeypatch, tmp_path):
+    path, certificate = certified
+    phone = {**certificate.device, "cpu": "Cortex-A76"}
+    dataclasses.replace(certificate, device=phone).save(path, tmp_path / "certificate.json")
+    monkeypatch.setattr("hwnas.certificate.measure_latency", lambda *_: reading(0.5))
+    assert any("Cortex-A76" in line for line in verify(path).other_device)
+
+
+def test_file_without_certificate_is_told(tmp_path):
+    path = export_onnx(torch.nn.Linear(4, 2), torch.zeros(1, 4), tmp_path / "bare.onnx")
+    with pytest.raises(ValueError, match=r"bare.onnx' carries no certificate"):
+        verify(path)

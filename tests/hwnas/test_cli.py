@@ -1,0 +1,97 @@
+"""The command line: errors in a line that says what there is, exit codes that scripts can trust."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from hwnas import ModelSpace
+from hwnas.cli import app
+from lookup_tables import LatencyReading
+from tests.hwnas.tiny_space import TinyNet, tiny_table
+
+TINY = "tests.hwnas.tiny_space:TinyNet"
+
+
+def call(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["search", "--space", "nope"], "unknown space 'nope'; there are small-mobilenet"),
+        (["search", "--data", "nope"], "unknown data 'nope'; there are fashion-mnist, digits"),
+        (["search", "--strategy", "nope"], "unknown strategy 'nope'; there are darts, proxyless"),
+        (["search", "--budget", "half"], "such as 50%; got 'half'"),
+        (["search", "--budget", "150%"], "from 0 to 100 %"),
+        (["profile", "--input-shape", "28"], "such as 1x28x28; got '28'"),
+        (["table", "show", "absent.json"], "absent.json"),
+        (["verify", "absent.onnx"], "absent.onnx"),
+    ],
+)
+def test_mistakes_are_told_in_a_line_and_exit_with_two(arguments, text, tmp_path):
+    out = ["--out", tmp_path / "run", "--data", "digits"] if arguments[0] == "search" else []
+    result = call(*([arguments[0], *out, *arguments[1:]]))
+    assert result.exit_code == 2
+    assert text in result.output.replace("\n", "")
+    assert "Traceback" not in result.output
+
+
+def test_table_show_prints_device_error_and_entries(tmp_path):
+    tiny_table().save(tmp_path / "table.json")
+    result = call("table", "show", tmp_path / "table.json", "--entries", 3)
+    assert result.exit_code == 0
+    for text in ("held-out error", "noise floor", "device", "entry"):
+        assert text in result.output
+
+
+def test_profile_prints_what_architectures_cost(tmp_path):
+    tiny_table().save(tmp_path / "table.json")
+    result = call("profile", "--space", TINY, "--device", tmp_path / "table.json")
+    assert result.exit_code == 0
+    for text in ("cheapest", "dearest", "MAC", "parameter", "ms"):
+        assert text in result.output
+
+
+@pytest.mark.parametrize("of", ["subnet", "supernet"])
+def test_export_writes_the_file_of_an_architecture_and_a_checkpoint(tmp_path, of):
+    space = ModelSpace(TinyNet())
+    architecture = {**space.default(), "layer0": "k3"}
+    (tmp_path / "architecture.json").write_text(json.dumps(architecture))
+    network = space if of == "supernet" else space.freeze(architecture)
+    state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "last.ckpt")
+    result = call(
+        "export", tmp_path / "architecture.json", tmp_path / "last.ckpt", "--space", TINY,
+        "--out", tmp_path / "net.onnx",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "net.onnx").exists()
+
+
+def test_export_refuses_weights_of_something_else(tmp_path):
+    (tmp_path / "architecture.json").write_text(json.dumps(ModelSpace(TinyNet()).default()))
+    torch.save({"state_dict": {"weight": torch.zeros(1)}}, tmp_path / "last.ckpt")
+    result = call("export", tmp_path / "architecture.json", tmp_path / "last.ckpt", "--space", TINY)
+    assert result.exit_code == 2
+    assert "fit neither the subnet" in result.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize(("median", "code"), [(1e-6, 0), (99.0, 1)])
+def test_search_then_verify_exits_by_whether_the_promise_holds(tmp_path, monkeypatch, median, code):
+    reads = LatencyReading(1e-6, 1e-6, 1e-6, 1.0, "thread_cpu", True, "")
+    monkeypatch.setattr("hwnas.certificate.measure_latency", lambda *_: reads)
+    tiny_table().save(tmp_path / "table.json")
+    result = call(
+        "search", "--space", TINY, "--data", "digits", "--device", tmp_path / "table.json", "--epochs", 1,
+        "--train-epochs", 1, "--accelerator", "cpu", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "passed" in result.output
+    again = LatencyReading(median, median, median, 1.0, "thread_cpu", True, "")
+    monkeypatch.setattr("hwnas.certificate.measure_latency", lambda *_: again)
+    assert call("verify", tmp_path / "run" / "subnet.onnx").exit_code == code
