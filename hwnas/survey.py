@@ -243,7 +243,7 @@ class _Findings:
         """Runs one architecture twice more: equal choices must give equal shapes."""
         architecture, before = self._runs[0]
         for again in (self._runner.run_anew(architecture), self._runner.run_anew(architecture)):
-            for key in before.keys() | again.keys():
+            for key in dict.fromkeys((*before, *again)):
                 if _signature(before.get(key)) != _signature(again.get(key)):
                     raise _undecided(key, before.get(key))
 
