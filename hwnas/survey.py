@@ -362,7 +362,7 @@ class _Runner:
 
     def _graph(self, key: tuple[Any, ...], module: nn.Module, call: _Call) -> ExecutedGraph:
         if key not in self._graphs:
-            with torch._C.DisableTorchFunction(), torch.device("meta"):
+            with torch.device("meta"):
                 self._graphs[key] = executed_graph(module, call.inputs)
         return self._graphs[key]
 

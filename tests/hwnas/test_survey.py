@@ -222,6 +222,25 @@ def test_shapes_decided_by_anything_else_than_choices_are_refused():
         ModelSpace(Fickle()).sites(torch.zeros(1, 1, 8, 8))
 
 
+def test_tensors_that_forward_makes_follow_the_survey_to_its_device():
+    class Positions(nn.Module):
+        def forward(self, x):
+            return x + torch.arange(x.shape[-1])
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.positions = Positions()
+            self.op = LayerChoice([nn.ReLU(), nn.Identity()], label="op")
+
+        def forward(self, x):
+            return self.op(self.positions(x)) * torch.ones(x.shape[-1])
+
+    space = ModelSpace(Net())
+    (site,) = (found for found in space.sites(torch.zeros(1, 4)) if found.name == "positions")
+    assert not site.part({}).is_free
+
+
 def test_wrong_example_input_is_named():
     space = ModelSpace(Rich())
     with pytest.raises(ValueError, match=r"does not run on inputs of shapes \[\(1, 3, 8, 8\)\]"):
