@@ -86,7 +86,7 @@ class Certificate:
             raise ValueError(
                 f"'{source}' carries no certificate: it lacks {', '.join(missing[:5])}"
                 f"{' and more' if len(missing) > 5 else ''}; certificates are written by "
-                "`hwnas search` and `hwnas export`"
+                "`hwnas search`"
             )
         interval = tuple(float(number) for number in facts["predicted_interval_ms"])
         return cls(**{**{name: facts[name] for name in names}, "predicted_interval_ms": interval})

@@ -191,7 +191,8 @@ class Search:
 
     def _table(self) -> LookupTable:
         path = self.folder.path / "latency_table.json"
-        if self.settings.device_table is not None and not path.exists():
+        # As long as no budget hangs on the copy, the given file may have been completed or replaced.
+        if self.settings.device_table is not None and not (path.exists() and self.folder.get("budget_ms")):
             given = LookupTable.load(Path(self.settings.device_table))
             given.save(path)
         if self.settings.device_table is not None:
@@ -239,8 +240,7 @@ class Search:
                     f"{low:.4f} ms and its dearest {high:.4f} ms; ask for at least {low:.4f} ms"
                 )
             if budget > high:
-                self._say(f"the budget of {budget:g} ms is above the dearest network's {high:.4f} ms")
-                budget = high
+                self._say(f"every network fits: the dearest of the space needs {high:.4f} ms")
             self.folder.update(budget_ms=budget, span_ms=[low, high])
         budget_ms: float = self.folder["budget_ms"]
         low, high = self.folder["span_ms"]
@@ -253,7 +253,7 @@ class Search:
         settings = self.settings
         strategy = STRATEGIES[settings.strategy](
             arc_learning_rate=settings.arc_learning_rate,
-            penalty=LagrangianPenalty(self.latency, baseline=self.budget_ms),
+            penalty=LagrangianPenalty(self.latency, baseline=min(self.budget_ms, self.folder["span_ms"][1])),
             warmup_epochs=settings.warmup_epochs,
             arch_dataloader=arch_dataloader(self._data),
             recalibration_batches=_RECALIBRATION_BATCHES,
@@ -314,7 +314,7 @@ class Search:
                 f"after correction by measurement the cheapest network needs {low:.4f} ms, more than the "
                 f"budget of {self.budget_ms:.4f} ms"
             )
-        use: Budget = {self.latency: min(_LEAST_USE * self.budget_ms, high)}
+        use: Budget = {self.latency: _LEAST_USE * min(self.budget_ms, high)}
         found = list(islice(ranked(self.space, probabilities, limit, use, rejected), _CANDIDATES))
         if not found:
             found = list(islice(ranked(self.space, probabilities, limit, None, rejected), _CANDIDATES))
@@ -444,6 +444,8 @@ class Search:
         settings = self.settings
         checkpoint = self.folder.checkpoint(step)
         if not self.folder.get(f"{step} done"):
+            if checkpoint.exists():
+                _load_checkpoint(checkpoint)  # tells of damage in a line, before Lightning meets it
             with _quiet():
                 trainer = pl.Trainer(
                     max_epochs=epochs,

@@ -258,3 +258,41 @@ def test_unknown_space_and_data_are_refused_with_what_there_is(tmp_path):
         search(tmp_path / "a", space="nope")
     with pytest.raises(ValueError, match="unknown data 'nope'; there are fashion-mnist, digits"):
         search(tmp_path / "b", data="nope")
+
+
+def test_table_that_was_completed_is_read_again(tmp_path, machine):
+    path = tmp_path / "table.json"
+    tiny_table(without=2).save(path)
+    with pytest.raises(ValueError, match="hwnas table build"):
+        search(tmp_path / "run", device_table=str(path)).run()
+    tiny_table().save(path)
+    assert search(tmp_path / "run", device_table=str(path)).run().passed
+
+
+def test_other_table_is_taken_after_one_of_another_device_was_refused(tmp_path, machine, table):
+    phone = tmp_path / "phone.json"
+    tiny_table(dataclasses.replace(fingerprint(), cpu="Cortex-A76")).save(phone)
+    with pytest.raises(ValueError, match="--allow-other-device"):
+        search(tmp_path / "run", device_table=str(phone)).run()
+    assert search(tmp_path / "run", device_table=table).run().passed
+
+
+def test_checkpoint_truncated_in_the_middle_of_a_search_is_named(tmp_path, machine, table):
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        search(out, killed_at("searching", 16), device_table=table, epochs=3).run()
+    checkpoint = out / "checkpoints" / "search" / "last.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"last.ckpt' is no checkpoint of a search"):
+        search(out, device_table=table, epochs=3).run()
+
+
+def test_diverged_search_keeps_a_checkpoint(tmp_path, machine, table):
+    with pytest.raises(NonFiniteLossError) as told:
+        search(tmp_path / "run", device_table=table, epochs=30, lr=1e6).run()
+    print("TOLD", told.value, list((tmp_path / "run" / "checkpoints").rglob("*")))
+    assert list((tmp_path / "run" / "checkpoints").rglob("*.ckpt"))
+
+
+def test_budget_above_the_dearest_is_judged_as_asked(tmp_path, machine, table):
+    assert search(tmp_path / "run", device_table=table, max_latency_ms=99.0).run().budget_ms == 99.0
