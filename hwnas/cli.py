@@ -62,7 +62,9 @@ def search(
     strategy: Annotated[str, typer.Option(help="darts or proxyless")] = "proxyless",
     epochs: Annotated[int, typer.Option(min=1, help="of the search")] = 4,
     train_epochs: Annotated[int, typer.Option(min=1, help="of the subnet that was found")] = 6,
-    warmup_epochs: Annotated[int, typer.Option(min=0, help="of the search, weights alone")] = 1,
+    warmup_epochs: Annotated[
+        int | None, typer.Option(min=0, help="of the search, weights alone; default: 1 of several")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="default: the data's own")] = None,
     lr: Annotated[float, typer.Option(help="peak learning rate of the search")] = 0.1,
     train_lr: Annotated[float, typer.Option(help="peak learning rate of the training")] = 0.1,
@@ -95,7 +97,7 @@ def search(
             budget_percent=percent(budget),
             epochs=epochs,
             train_epochs=train_epochs,
-            warmup_epochs=min(warmup_epochs, epochs - 1),
+            warmup_epochs=min(1, epochs - 1) if warmup_epochs is None else warmup_epochs,
             batch_size=batch_size,
             lr=lr,
             train_lr=train_lr,

@@ -288,8 +288,9 @@ class Search:
             reading = self._measured(path)
             self._report("measuring the candidate", 1, 1)
             path.unlink()
-            # Stricter than the certificate, which is measured once more after the training.
-            if reading.median_ms <= self.budget_ms:
+            # Stricter than the certificate, which is measured once more after the training. A reading that
+            # is not valid says nothing against a network that fits by the table.
+            if not reading.valid or reading.median_ms <= self.budget_ms:
                 break
             self._say(
                 f"a candidate of {self.latency.profile(architecture):.4f} ms by the table measures "

@@ -28,6 +28,7 @@ def call(*arguments: object):
         (["search", "--strategy", "nope"], "unknown strategy 'nope'; there are darts, proxyless"),
         (["search", "--budget", "half"], "such as 50%; got 'half'"),
         (["search", "--budget", "150%"], "from 0 to 100 %"),
+        (["search", "--epochs", "2", "--warmup-epochs", "2"], "leave at least one epoch to search"),
         (["profile", "--input-shape", "28"], "such as 1x28x28; got '28'"),
         (["table", "show", "absent.json"], "absent.json"),
         (["verify", "absent.onnx"], "absent.onnx"),

@@ -163,6 +163,14 @@ def test_invalid_measurement_is_no_pass_and_is_made_again(tmp_path, machine, tab
     assert search(tmp_path / "run", device_table=table).run().passed
 
 
+def test_invalid_reading_of_a_candidate_rejects_nothing(tmp_path, machine, table):
+    machine.floor, machine.reads_ms = 8.0, [9.0] * 5
+    job = search(tmp_path / "run", device_table=table)
+    job.run()
+    assert job.folder.get("rejected") is None
+    assert job.folder.get("calibration") is None
+
+
 def test_budget_below_the_cheapest_is_refused_with_both_bounds_and_another_can_be_asked(
     tmp_path, machine, table
 ):
