@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +16,8 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from lookup_tables.whole_file import write_whole
 
 METADATA_PREFIX = "hwnas."
 
@@ -80,7 +80,7 @@ def export_onnx(
             f"the batch of {type(subnet).__name__} is baked into its graph (a reshape with a fixed first "
             "dimension?); use -1 for it there, or export with a fixed batch"
         )
-    _write(path, model.SerializeToString())
+    write_whole(path, model.SerializeToString())
     return path
 
 
@@ -147,7 +147,7 @@ def write_metadata(path: str | Path, facts: Mapping[str, Any]) -> None:
     path = Path(path)
     model = _load(path)
     _add_metadata(model, facts)
-    _write(path, model.SerializeToString())
+    write_whole(path, model.SerializeToString())
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -218,19 +218,3 @@ def _add_metadata(model: onnx.ModelProto, facts: Mapping[str, Any]) -> None:
     kept = {entry.key: entry.value for entry in model.metadata_props}
     added = {METADATA_PREFIX + name: json.dumps(fact) for name, fact in facts.items()}
     onnx.helper.set_model_props(model, {**kept, **added})
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files for their owner alone
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
 import pytorch_lightning as pl
+
+from lookup_tables.whole_file import write_whole
 
 
 @final
@@ -70,14 +72,7 @@ class RunFolder:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON that is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
 def read_json(path: Path, kind: str) -> dict[str, Any]:
@@ -117,12 +112,11 @@ class MetricsFile(pl.Callback):
         rows = [row for row in self._rows() if row["step"] != self._step or int(row["epoch"]) < epoch]
         rows.append({"step": self._step, "epoch": str(epoch), **{k: str(v) for k, v in logged.items()}})
         columns = list(dict.fromkeys(name for row in rows for name in row))
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, self._path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self._path, text.getvalue())
 
     def _rows(self) -> list[dict[str, str]]:
         if not self._path.exists():

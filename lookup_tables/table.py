@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any, TypeVar, final
 
 from lookup_tables.device import DeviceFingerprint
 from lookup_tables.session import SessionSettings
+from lookup_tables.whole_file import write_whole
 
 SCHEMA = "hwnas latency table, version 1"
 _BUILD = "hwnas table build"
@@ -203,7 +202,7 @@ class LookupTable:
         ordered = sorted(self.entries.values(), key=lambda entry: (entry.name, entry.key))
         lines.append('"entries": [\n' + ",\n".join(_text(asdict(entry)) for entry in ordered) + "\n]")
         lines.append('"subnets": [\n' + ",\n".join(_text(asdict(net)) for net in self.subnets) + "\n]")
-        _write(Path(path), "{\n" + ",\n".join(lines) + "\n}\n")
+        write_whole(Path(path), "{\n" + ",\n".join(lines) + "\n}\n")
 
     @classmethod
     def load(cls, path: str | Path) -> LookupTable:
@@ -343,18 +342,3 @@ def _check(holds: bool, where: str, must_be: str, given: Any) -> None:
 
 def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False)
-
-
-def _write(path: Path, content: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files for their owner alone
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
