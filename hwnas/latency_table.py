@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +15,8 @@ from hwnas.progress import Report
 from hwnas.space import ModelSpace
 from hwnas.survey import on_meta
 from lookup_tables import EntrySource, LookupTable, SessionSettings, SubnetSource, build_table
-from profilers import FlopsProfiler
-from profilers.space import Architecture, Part, Site
+from profilers import FlopsProfiler, distinct_parts
+from profilers.space import Architecture, Site
 
 CALIBRATION_SUBNETS = 32
 
@@ -63,18 +62,6 @@ def build_latency_table(
         seed=seed,
         progress=progress,
     )
-
-
-def distinct_parts(space: ModelSpace, sites: Sequence[Site]) -> dict[str, Part]:
-    """Every part that costs something, by key."""
-    found: dict[str, Part] = {}
-    options = space.options
-    for site in sites:
-        for chosen in itertools.product(*(options[label] for label in site.labels)):
-            part = site.part(dict(zip(site.labels, chosen, strict=True)))
-            if part is not None and not part.is_free:
-                found.setdefault(part.key, part)
-    return found
 
 
 def subnet_source(

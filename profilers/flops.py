@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from profilers.cost import Cost
 from profilers.profile import Profiler, distinct_parts, tabulated
 from profilers.space import Option, Space
 
@@ -81,7 +80,6 @@ class FlopsProfiler(Profiler):
     """
 
     def __init__(self, space: Space, *example_inputs: Tensor) -> None:
-        self._space = space
         self._sites = tuple(space.sites(*example_inputs))
         parts = distinct_parts(space, self._sites)
         self._counts = {key: count_macs(part.module, part.inputs) for key, part in parts.items()}
@@ -90,15 +88,7 @@ class FlopsProfiler(Profiler):
             found = "; ".join(f"{operator} (in {name})" for operator, name in sorted(uncounted.items()))
             warnings.warn(f"operators whose MACs nothing counts, taken as 0: {found}", stacklevel=2)
         headlines = {key: float(count.headline) for key, count in self._counts.items()}
-        self._cost = tabulated(space, self._sites, headlines, "MAC")
-
-    @property
-    def space(self) -> Space:
-        return self._space
-
-    @property
-    def cost(self) -> Cost:
-        return self._cost
+        super().__init__(tabulated(space, self._sites, headlines, "MAC"))
 
     def detail(self, architecture: Mapping[str, Option]) -> MacCount:
         """An architecture's headline, and what is not in it."""

@@ -9,7 +9,6 @@ from typing import final
 from torch import Tensor
 
 from lookup_tables import LookupTable, fingerprint
-from profilers.cost import Cost
 from profilers.profile import Profiler, distinct_parts, tabulated
 from profilers.space import Option, Space
 
@@ -49,7 +48,6 @@ class LatencyProfiler(Profiler):
                 raise ValueError(f"{text}. Use --allow-other-device to search for that device all the same")
             warnings.warn(text, stacklevel=2)
         self.table = table
-        self._space = space
         inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
         self._sites = list(space.sites(*inputs))
         parts = distinct_parts(space, self._sites)
@@ -59,15 +57,7 @@ class LatencyProfiler(Profiler):
             key: (calibration.scale * table.entries[key].median_us + calibration.per_site_us) / 1e3
             for key in parts
         }
-        self._cost = tabulated(space, self._sites, known, "ms", calibration.constant_us / 1e3)
-
-    @property
-    def space(self) -> Space:
-        return self._space
-
-    @property
-    def cost(self) -> Cost:
-        return self._cost
+        super().__init__(tabulated(space, self._sites, known, "ms", calibration.constant_us / 1e3))
 
     def keys(self, architecture: Mapping[str, Option]) -> list[str]:
         """The table's entries that the network executes, each as often as it does."""

@@ -7,7 +7,6 @@ from typing import final
 
 from torch import Tensor, nn
 
-from profilers.cost import Cost
 from profilers.profile import Profiler, build_cost
 from profilers.space import Space
 
@@ -30,13 +29,4 @@ class ParamsProfiler(Profiler):
     """
 
     def __init__(self, space: Space) -> None:
-        self._space = space
-        self._cost = build_cost(space, space.parameter_sites(), count_parameters, "parameter")
-
-    @property
-    def space(self) -> Space:
-        return self._space
-
-    @property
-    def cost(self) -> Cost:
-        return self._cost
+        super().__init__(build_cost(space, space.parameter_sites(), count_parameters, "parameter"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -27,17 +26,17 @@ class Meter(Protocol):
     def __call__(self, module: nn.Module, inputs: Sequence[Tensor]) -> float: ...
 
 
-class Profiler(ABC):
-    """What each architecture of a space costs, in one unit."""
+class Profiler:
+    """What each architecture of a space costs, in one unit.
 
-    @property
-    @abstractmethod
-    def space(self) -> Space: ...
+    A kind of profiler differs in how it comes by its cost, and in what else it can tell.
 
-    @property
-    @abstractmethod
-    def cost(self) -> Cost:
-        """Every architecture's cost, as a sum of small tables."""
+    Attributes:
+        cost: every architecture's cost, as a sum of small tables.
+    """
+
+    def __init__(self, cost: Cost) -> None:
+        self.cost = cost
 
     @property
     def unit(self) -> str:

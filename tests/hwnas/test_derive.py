@@ -61,16 +61,7 @@ class Tables(Profiler):
             CostTable(("inner", "edges"), values("inner", "edges")),
             CostTable(("op", "depth"), values("op", "depth")),
         ]
-        self._space = space
-        self._cost = Cost(space.options, 0.5, tables, unit="ms")
-
-    @property
-    def space(self) -> ModelSpace:
-        return self._space
-
-    @property
-    def cost(self) -> Cost:
-        return self._cost
+        super().__init__(Cost(space.options, 0.5, tables, unit="ms"))
 
 
 def probabilities(space: ModelSpace, seed: int, sharpness: float = 2.0) -> dict[str, Tensor]:

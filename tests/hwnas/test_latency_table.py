@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from hwnas import ModelSpace
-from hwnas.latency_table import build_latency_table, distinct_parts, spread_architectures, subnet_source
+from hwnas.latency_table import build_latency_table, spread_architectures, subnet_source
 from lookup_tables import SessionSettings
-from profilers import FlopsProfiler
+from profilers import FlopsProfiler, distinct_parts
 from tests.hwnas.tiny_space import EXAMPLE, TinyNet
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hwnas import LayerChoice, ModelSpace, ValueChoice
-from hwnas.latency_table import distinct_parts, spread_architectures, subnet_source
+from hwnas.latency_table import spread_architectures, subnet_source
 from hwnas.nn import BatchNorm2d, Conv2d
 from lookup_tables import (
     Accuracy,
@@ -19,6 +19,7 @@ from lookup_tables import (
     executed_graph,
     fingerprint,
 )
+from profilers import distinct_parts
 
 EXAMPLE = torch.zeros(1, 1, 28, 28)
 

@@ -16,27 +16,13 @@ from profilers.penalty import (
     SampleProfilerPenalty,
 )
 from profilers.profile import Profiler
-from profilers.space import Space
-
-
-class FixedProfiler(Profiler):
-    def __init__(self, cost: Cost) -> None:
-        self._cost = cost
-
-    @property
-    def space(self) -> Space:
-        raise NotImplementedError
-
-    @property
-    def cost(self) -> Cost:
-        return self._cost
 
 
 @pytest.fixture
 def profiler() -> Profiler:
     """1 to 6 ms, 1, 2 or 4 ms for the operation and 0, 1 or 2 for the depth."""
     tables = [CostTable(("op",), np.array([1.0, 2.0, 4.0])), CostTable(("depth",), np.array([0.0, 1.0, 2.0]))]
-    return FixedProfiler(Cost({"op": (0, 1, 2), "depth": (1, 2, 3)}, 0.0, tables, "ms"))
+    return Profiler(Cost({"op": (0, 1, 2), "depth": (1, 2, 3)}, 0.0, tables, "ms"))
 
 
 def distributions(logits: Tensor) -> dict[str, Tensor]:
@@ -111,7 +97,7 @@ def test_the_lagrangian_ends_at_the_baseline(lr: float, steps: int, gain: float)
     generator = np.random.default_rng(0)
     options = {f"layer{i}": tuple(range(7)) for i in range(10)}
     tables = [CostTable((label,), np.sort(generator.uniform(0.1, 1, 7))) for label in options]
-    profiler = FixedProfiler(Cost(options, 0.2, tables, "ms"))
+    profiler = Profiler(Cost(options, 0.2, tables, "ms"))
     low, high = profiler.cost.bounds()
     baseline = low + 0.35 * (high - low)
     assert search(profiler, None, lr, steps, gain) > 1.2 * baseline

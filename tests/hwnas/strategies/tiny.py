@@ -73,21 +73,12 @@ class TableProfiler(Profiler):
     """Costs written down by hand: conv is dear, depth and width add up, and everything costs something."""
 
     def __init__(self, space: ModelSpace) -> None:
-        self._space = space
         tables = [
             CostTable(("op", "width"), np.array([[0.0, 0.0], [5.0, 20.0], [2.0, 5.0]])),
             CostTable(("depth", "width"), np.array([[0.0, 0.0], [1.0, 3.0], [2.0, 6.0]])),
             CostTable(("act",), np.array([0.5, 1.0])),
         ]
-        self._cost = Cost(space.options, 1.0, tables, unit="ms")
-
-    @property
-    def space(self) -> ModelSpace:
-        return self._space
-
-    @property
-    def cost(self) -> Cost:
-        return self._cost
+        super().__init__(Cost(space.options, 1.0, tables, unit="ms"))
 
 
 STRATEGIES: Mapping[str, Any] = {
