@@ -213,7 +213,7 @@ class RangeProfilerFilter:
         self.min = -math.inf if min is None else min
         self.max = math.inf if max is None else max
         cost = profiler.cost
-        if minimise(cost, [(cost, self.max), (-cost, -self.min)]) is None:
+        if minimise(cost * 0.0, [(cost, self.max), (-cost, -self.min)]) is None:  # any will do
             low, high = cost.bounds()
             raise ValueError(
                 f"no architecture costs from {self.min:g} to {self.max:g} {profiler.unit}; the space has "
