@@ -2,7 +2,18 @@
 
 from hwnas.non_finite import NonFiniteLossError
 from hwnas.strategies.darts import DARTS
+from hwnas.strategies.gumbel_darts import GumbelDARTS
 from hwnas.strategies.proxyless import Proxyless
+from hwnas.strategies.random_one_shot import RandomOneShot
+from hwnas.strategies.sampled import SampledStrategy
 from hwnas.strategies.strategy import Strategy
 
-__all__ = ["DARTS", "NonFiniteLossError", "Proxyless", "Strategy"]
+__all__ = [
+    "DARTS",
+    "GumbelDARTS",
+    "NonFiniteLossError",
+    "Proxyless",
+    "RandomOneShot",
+    "SampledStrategy",
+    "Strategy",
+]

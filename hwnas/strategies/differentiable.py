@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Unpack
 
 import pytorch_lightning as pl
 import torch
@@ -18,11 +20,44 @@ from hwnas.gate import Gate
 from hwnas.space import ModelSpace
 from hwnas.strategies.logits import Logits
 from hwnas.strategies.side_effects import frozen_weights, own_loader_numbers, own_random_numbers
-from hwnas.strategies.strategy import Strategy, mixed_seed, moved_batch, set_epoch
+from hwnas.strategies.strategy import Judged, Strategy, StrategyOptions, mixed_seed, moved_batch, set_epoch
 from profilers.penalty import Penalty
+from profilers.profile import Profiler
 from profilers.space import Architecture
 
 ArchOptimizer = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
+ArchScheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+
+
+class DifferentiableOptions(StrategyOptions, total=False):
+    """What every differentiable strategy takes as a keyword; see `DifferentiableStrategy`."""
+
+    penalty: Penalty | None
+    arch_dataloader: Iterable[Any] | None
+    arch_scheduler: ArchScheduler | None
+    log_prob_every_n_step: int
+
+
+@dataclass(frozen=True)
+class ArchitectureStep:
+    """What an architecture step runs on.
+
+    Attributes:
+        pl_module: the user's module.
+        batch: the batch of the architecture.
+        train_batch: the batch of the weight step that comes next.
+        gates: those of `architecture_gates`.
+        run: the user's loss on a batch under gates, with the same random numbers each time; None where
+            the user's step skips the batch.
+        objective: the loss with the penalty; raises where it is no number.
+    """
+
+    pl_module: pl.LightningModule
+    batch: Any
+    train_batch: Any
+    gates: Mapping[str, Gate]
+    run: Callable[[Any, Mapping[str, Gate]], Tensor | None]
+    objective: Callable[[Tensor], Tensor]
 
 
 class DifferentiableStrategy(Strategy):
@@ -43,30 +78,29 @@ class DifferentiableStrategy(Strategy):
         penalty: makes the cost part of the loss.
         arch_dataloader: batches of the architecture steps; None: the trainer's (first) validation loader.
         arch_optimizer: ``(parameters, arc_learning_rate)`` to an optimiser.
+        arch_scheduler: the optimiser to a schedule of its learning rate, which goes on with each epoch
+            that takes architecture steps; None: the learning rate stays.
         log_prob_every_n_step: how often the probabilities are logged, in steps; 0: never.
-        warmup_epochs, recalibration_batches, validate_supernet, stop_at_non_finite_loss, seed: as in
-            `Strategy`.
+        options: as in `Strategy`.
     """
 
     def __init__(
         self,
         arc_learning_rate: float,
-        penalty: Penalty | None,
-        arch_dataloader: Iterable[Any] | None,
         arch_optimizer: ArchOptimizer,
-        log_prob_every_n_step: int,
-        warmup_epochs: int,
-        recalibration_batches: int,
-        validate_supernet: bool,
-        stop_at_non_finite_loss: bool,
-        seed: int,
+        *,
+        penalty: Penalty | None = None,
+        arch_dataloader: Iterable[Any] | None = None,
+        arch_scheduler: ArchScheduler | None = None,
+        log_prob_every_n_step: int = 0,
+        **options: Unpack[StrategyOptions],
     ) -> None:
-        super().__init__(
-            warmup_epochs, recalibration_batches, validate_supernet, stop_at_non_finite_loss, seed
-        )
+        super().__init__(**options)
         self.arc_learning_rate = arc_learning_rate
         self.penalty = penalty
         self.arch_dataloader = arch_dataloader
+        self._make_scheduler = arch_scheduler
+        self._scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
         self.log_prob_every_n_step = log_prob_every_n_step
         self._make_optimizer = arch_optimizer
         self._logits: Logits | None = None
@@ -78,6 +112,18 @@ class DifferentiableStrategy(Strategy):
     @abstractmethod
     def architecture_gates(self, generator: torch.Generator) -> Mapping[str, Gate]:
         """The gates of an architecture step, whose weights lead to the logits."""
+
+    def differentiate(self, step: ArchitectureStep) -> Sequence[Tensor | None] | None:
+        """The objective's gradient for each vector of logits; None: the user's step skipped the batch."""
+        with frozen_weights(step.pl_module):
+            loss = step.run(step.batch, step.gates)
+            if loss is None:
+                return None
+            return torch.autograd.grad(step.objective(loss), self.logits.parameters(), allow_unused=True)
+
+    def penalised(self, gates: Mapping[str, Gate]) -> dict[str, Tensor]:
+        """The probabilities whose expected cost the penalty is of, differentiable."""
+        return self.logits.probabilities()
 
     def after_architecture_step(self, gates: Mapping[str, Gate], before: Mapping[str, Tensor]) -> None:
         """What the method does to the logits after the optimiser; ``before`` are those before it."""
@@ -100,12 +146,23 @@ class DifferentiableStrategy(Strategy):
 
     def top_k(self, k: int, max_cost: Budget | None = None) -> list[Architecture]:
         """The best ``k`` by `hwnas.derive.score`, exactly; fewer where the budget leaves fewer."""
-        if max_cost is None and self.penalty is not None:
-            max_cost = {self.penalty.profiler: self.penalty.baseline}
+        max_cost = self.budget() if max_cost is None else max_cost
         found = list(islice(ranked(self.space, self.probabilities(), max_cost), k))
         if not found:
             raise ValueError(f"no architecture of the space keeps to all of {max_cost}")
         return found
+
+    def budget(self) -> Budget:
+        return {} if self.penalty is None else {self.penalty.profiler: self.penalty.baseline}
+
+    def expected_cost(self, profiler: Profiler) -> float:
+        return float(profiler.cost.expected(self.probabilities()))
+
+    def candidates(self) -> list[Architecture]:
+        return []
+
+    def judge(self, found: Judged) -> None:
+        """The logits know best."""
 
     # ---- set-up
 
@@ -113,6 +170,7 @@ class DifferentiableStrategy(Strategy):
         space.check_can_mix()
         self._logits = Logits(space.options, torch.Generator().manual_seed(self.seed))
         self._optimizer = self._make_optimizer(self._logits.parameters(), self.arc_learning_rate)
+        self._scheduler = None if self._make_scheduler is None else self._make_scheduler(self._optimizer)
         if self._loaded is not None:
             self.load_policy_state(self._loaded)
 
@@ -143,6 +201,15 @@ class DifferentiableStrategy(Strategy):
         assert self._optimizer is not None  # prepare made it
         return self._optimizer
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        if self._scheduler is not None:
+            with warnings.catch_warnings():
+                # A resumed search has taken its steps before.
+                warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step\\(\\)` before")
+                while self._scheduler.last_epoch < trainer.current_epoch - self.warmup_epochs:
+                    self._scheduler.step()
+
     # ---- the architecture step
 
     def on_train_batch_start(
@@ -150,30 +217,40 @@ class DifferentiableStrategy(Strategy):
     ) -> None:
         opens_window = batch_idx % trainer.accumulate_grad_batches == 0
         if opens_window and trainer.current_epoch >= self.warmup_epochs:
-            self._architecture_step(trainer, pl_module, batch_idx)
+            self._architecture_step(trainer, pl_module, batch, batch_idx)
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self.log_prob_every_n_step and trainer.global_step % self.log_prob_every_n_step == 0:
             self._log_probabilities(trainer)
 
-    def _architecture_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch_idx: int) -> None:
+    def _architecture_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, train_batch: Any, batch_idx: int
+    ) -> None:
         assert self._batches is not None  # on_train_start made them
         batch = moved_batch(trainer, self._batches.next())
         gates = self.architecture_gates(self.generator(trainer, 3))
         parameters = self.logits.parameters()
-        with (
-            self._on_the_side(pl_module, None, batch),
-            frozen_weights(pl_module),
-            own_random_numbers(self.step_seed(trainer, 4)),
-        ):
-            with self.space.running(gates), trainer.precision_plugin.train_step_context():
-                loss = _loss(pl_module.training_step(batch, batch_idx))
-            if loss is None:
-                return
+
+        def run(batch: Any, gates: Mapping[str, Gate]) -> Tensor | None:
+            with (
+                own_random_numbers(self.step_seed(trainer, 4)),
+                self.space.running(gates),
+                trainer.precision_plugin.train_step_context(),
+            ):
+                return _loss(pl_module.training_step(batch, batch_idx))
+
+        def objective(loss: Tensor) -> Tensor:
             if self.penalty is not None:
-                loss = self.penalty(loss, self.logits.probabilities())
+                loss = self.penalty(loss, self.penalised(gates))
             self.check_finite(loss, trainer, "loss of the architecture")
-            # Here, while the buffers are still those of the forward pass: autograd checks them.
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            return loss
+
+        with self._on_the_side(pl_module, None, batch):
+            # Inside, while the buffers are still those of the forward pass: autograd checks them.
+            gradients = self.differentiate(
+                ArchitectureStep(pl_module, batch, train_batch, gates, run, objective)
+            )
+        if gradients is None:
+            return
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = torch.zeros_like(parameter) if gradient is None else gradient
         own = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -185,17 +262,16 @@ class DifferentiableStrategy(Strategy):
         self._arch_optimizer.zero_grad()
         self.after_architecture_step(gates, before)
         if self.penalty is not None:
-            self.penalty.update(self.probabilities())
+            self.penalty.update({label: found.detach() for label, found in self.penalised(gates).items()})
 
     # ---- logs
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        found = self.probabilities()
-        entropies = [-(p * p.clamp_min(1e-12).log()).sum() for p in found.values()]
-        pl_module.log("architecture_entropy", torch.stack(entropies).mean().float())
+        super().on_train_epoch_end(trainer, pl_module)
+        steps = trainer.current_epoch + 1 - self.warmup_epochs, (trainer.max_epochs or 0) - self.warmup_epochs
+        for sign in self._watch.of_probabilities(self.probabilities(), *steps):
+            warnings.warn(f"{type(self).__name__}: {sign}", stacklevel=2)
         if self.penalty is not None:
-            profiler = self.penalty.profiler
-            pl_module.log(f"expected_{profiler.unit}", float(profiler.cost.expected(found)))
             for name, value in self.penalty.state_dict().items():
                 pl_module.log(f"penalty_{name}", float(value))
 
@@ -216,6 +292,7 @@ class DifferentiableStrategy(Strategy):
         return {
             "logits": self._logits.state_dict(),
             "optimizer": self._arch_optimizer.state_dict(),
+            "scheduler": {} if self._scheduler is None else self._scheduler.state_dict(),
             "penalty": {} if self.penalty is None else self.penalty.state_dict(),
             "batches": self._position if self._batches is None else self._batches.position,
         }
@@ -226,6 +303,8 @@ class DifferentiableStrategy(Strategy):
             return
         self._logits.load_state_dict(state["logits"])
         self._arch_optimizer.load_state_dict(dict(state["optimizer"]))
+        if self._scheduler is not None and state["scheduler"]:
+            self._scheduler.load_state_dict(dict(state["scheduler"]))
         if self.penalty is not None and state["penalty"]:
             self.penalty.load_state_dict(state["penalty"])
         self._position = state["batches"]

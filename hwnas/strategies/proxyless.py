@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, final
+from collections.abc import Mapping
+from typing import Literal, Unpack, final
 
 import torch
 from torch import Tensor, nn
 
 from hwnas.gate import Gate
-from hwnas.strategies.differentiable import ArchOptimizer, DifferentiableStrategy
-from profilers.penalty import Penalty
+from hwnas.strategies.differentiable import ArchOptimizer, DifferentiableOptions, DifferentiableStrategy
 
 
 def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
@@ -38,45 +37,21 @@ class Proxyless(DifferentiableStrategy):
     Args:
         paths: ``"two"`` or ``"full"``.
         arc_learning_rate: the authors' 1e-3 suits a hundred epochs; a short search needs more.
-        penalty: makes the cost part of the loss.
-        warmup_epochs: epochs in which the weights are trained alone.
-        arch_dataloader: batches of the architecture steps; None: the trainer's validation batches.
         arch_optimizer: ``(parameters, learning rate)`` to an optimiser.
-        log_prob_every_n_step: how often the probabilities are logged, in steps; 0: never.
-        recalibration_batches: how many training batches set a subnet's BatchNorm statistics.
-        validate_supernet: whether validation also runs the supernet, one sampled path a batch.
-        stop_at_non_finite_loss: whether a loss that is no number ends the search with an error.
-        seed: of all that the strategy draws.
+        options: as in `DifferentiableStrategy` (`penalty`, `arch_dataloader`, ...) and `Strategy`
+            (`warmup_epochs`, `seed`, ...).
     """
 
     def __init__(
         self,
         paths: Literal["two", "full"] = "two",
         arc_learning_rate: float = 1e-3,
-        penalty: Penalty | None = None,
-        warmup_epochs: int = 0,
-        arch_dataloader: Iterable[Any] | None = None,
         arch_optimizer: ArchOptimizer = adam,
-        log_prob_every_n_step: int = 0,
-        recalibration_batches: int = 10,
-        validate_supernet: bool = True,
-        stop_at_non_finite_loss: bool = True,
-        seed: int = 0,
+        **options: Unpack[DifferentiableOptions],
     ) -> None:
         if paths not in ("two", "full"):
             raise ValueError(f"paths must be 'two' or 'full'; got {paths!r}")
-        super().__init__(
-            arc_learning_rate,
-            penalty,
-            arch_dataloader,
-            arch_optimizer,
-            log_prob_every_n_step,
-            warmup_epochs,
-            recalibration_batches,
-            validate_supernet,
-            stop_at_non_finite_loss,
-            seed,
-        )
+        super().__init__(arc_learning_rate, arch_optimizer, **options)
         self.paths = paths
 
     def weight_gates(self, generator: torch.Generator) -> Mapping[str, Gate]:

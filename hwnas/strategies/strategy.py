@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from pytorch_lightning.utilities.data import extract_batch_size
 from torch import Tensor
@@ -22,6 +26,7 @@ from hwnas.gate import Gate
 from hwnas.non_finite import check_finite
 from hwnas.recalibrate import recalibrate
 from hwnas.space import ModelSpace
+from hwnas.strategies.collapse import Watch
 from hwnas.strategies.side_effects import (
     Logged,
     StandIns,
@@ -32,7 +37,21 @@ from hwnas.strategies.side_effects import (
     random_states,
     set_random_states,
 )
+from profilers.profile import Profiler
 from profilers.space import Architecture
+
+Judged = list[tuple[Architecture, dict[str, float]]]
+"""Architectures with what validation logged of each."""
+
+
+class StrategyOptions(TypedDict, total=False):
+    """What every strategy takes as a keyword; see `Strategy`."""
+
+    warmup_epochs: int
+    recalibration_batches: int
+    validate_supernet: bool
+    stop_at_non_finite_loss: bool
+    seed: int
 
 
 class Strategy(pl.Callback, ABC):
@@ -44,7 +63,11 @@ class Strategy(pl.Callback, ABC):
 
     Validation runs the current answer (`architecture`) as a frozen subnet whose BatchNorm statistics were
     recalibrated on a fixed set of training batches, in the space's place; what the user logs as ``val_*``
-    speaks for it. The supernet is validated beside it; its metrics are logged as ``supernet_val_*``.
+    speaks for it. Beside it the supernet is validated, or the architectures that the strategy compares
+    (`candidates`); their mean is logged as ``supernet_val_*``. Each epoch logs the entropy of the
+    probabilities, the expected cost and, as the number of each choice's option, the answer; a search that
+    collapses is warned of (`hwnas.strategies.collapse`).
+
     Lightning's sanity check before the training, and ``Trainer.validate``, have no training batches:
     there the subnet keeps the supernet's statistics. ``Trainer.test`` and ``Trainer.predict`` run the
     current answer, too.
@@ -57,7 +80,7 @@ class Strategy(pl.Callback, ABC):
     Args:
         warmup_epochs: epochs in which the weights are trained alone.
         recalibration_batches: how many training batches set a subnet's BatchNorm statistics.
-        validate_supernet: whether validation also runs the supernet.
+        validate_supernet: whether validation also runs the supernet (candidates are always run).
         stop_at_non_finite_loss: whether a loss that is no number ends the search with an error, before
             any weight is touched.
         seed: of all that the strategy draws. What is drawn at a step depends on the seed and the step
@@ -69,11 +92,12 @@ class Strategy(pl.Callback, ABC):
 
     def __init__(
         self,
-        warmup_epochs: int,
-        recalibration_batches: int,
-        validate_supernet: bool,
-        stop_at_non_finite_loss: bool,
-        seed: int,
+        *,
+        warmup_epochs: int = 0,
+        recalibration_batches: int = 10,
+        validate_supernet: bool = True,
+        stop_at_non_finite_loss: bool = True,
+        seed: int = 0,
     ) -> None:
         if warmup_epochs < 0 or recalibration_batches < 1:
             raise ValueError(
@@ -91,7 +115,8 @@ class Strategy(pl.Callback, ABC):
         self._validation = contextlib.ExitStack()
         self._is_validating = False
         self.validated: Architecture | None = None
-        self._supernet_logged = Logged()
+        self._beside: list[_Contender] = []
+        self._watch = Watch()
         self._loaded_random_states: dict[str, Any] | None = None
         self._is_resumed = False
 
@@ -125,6 +150,22 @@ class Strategy(pl.Callback, ABC):
     @abstractmethod
     def probabilities(self) -> dict[str, Tensor]:
         """Each label with the probabilities of its options."""
+
+    @abstractmethod
+    def budget(self) -> Budget:
+        """What ``max_cost`` is where nothing is said: what the strategy searches under."""
+
+    @abstractmethod
+    def expected_cost(self, profiler: Profiler) -> float:
+        """The mean cost of what the policy draws, in the profiler's unit."""
+
+    @abstractmethod
+    def candidates(self) -> list[Architecture]:
+        """Architectures that validation judges beside the answer; none: the supernet is judged."""
+
+    @abstractmethod
+    def judge(self, found: Judged) -> None:
+        """Learns what validation, on all ranks, logged of each of the candidates."""
 
     @abstractmethod
     def policy_state(self) -> dict[str, Any]:
@@ -201,7 +242,8 @@ class Strategy(pl.Callback, ABC):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._is_resumed = False
-        self.space.gates = self.weight_gates(self.generator(trainer, 0))
+        # Ranks draw for themselves: a step of several ranks then trains several paths.
+        self.space.gates = self.weight_gates(self.generator(trainer, 100 * trainer.global_rank))
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         self.check_finite(loss, trainer, "loss of the weight")
@@ -239,9 +281,8 @@ class Strategy(pl.Callback, ABC):
     ) -> None:
         # Not at the start of the validation: callbacks that swap weights (EMA) do it there.
         if not self._is_validating:
-            self._supernet_logged = Logged()
+            self._beside = self._contenders(pl_module)
             self._enter_validation(pl_module)
-            self._metrics.reset()
 
     def on_validation_batch_end(
         self,
@@ -252,31 +293,42 @@ class Strategy(pl.Callback, ABC):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if not self.validate_supernet:
-            return
         arguments, suffix = [batch, batch_idx], ""
         if len(trainer.num_val_batches) > 1:
             arguments.append(dataloader_idx)
             suffix = f"/dataloader_idx_{dataloader_idx}"
-        gates = self.weight_gates(torch.Generator().manual_seed(mixed_seed(self.seed, batch_idx, 1)))
-        with (
-            self._on_the_side(pl_module, self._supernet_logged, batch, suffix),
-            own_random_numbers(mixed_seed(self.seed, batch_idx, 2)),
-            self.space.represented_by(None),
-            self.space.running(gates),
-            trainer.precision_plugin.val_step_context(),
-        ):
-            pl_module.validation_step(*arguments)
+        for contender in self._beside:
+            gates = self.weight_gates(torch.Generator().manual_seed(mixed_seed(self.seed, batch_idx, 1)))
+            with (
+                self._on_the_side(pl_module, contender.logged, batch, suffix, contender.metrics),
+                own_random_numbers(mixed_seed(self.seed, batch_idx, 2)),
+                self.space.represented_by(contender.subnet),
+                self.space.running(gates),
+                trainer.precision_plugin.val_step_context(),
+            ):
+                pl_module.validation_step(*arguments)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.validate_supernet:
-            for name, value in self._supernet_logged.means().items():
-                # The names say already which loader they speak for.
-                is_shared = trainer.world_size > 1
-                pl_module.log(f"supernet_{name}", value, sync_dist=is_shared, add_dataloader_idx=False)
+        for name, value in _mean([contender.logged.means() for contender in self._beside]).items():
+            # The names say already which loader they speak for.
+            is_shared = trainer.world_size > 1
+            pl_module.log(f"supernet_{name}", value, sync_dist=is_shared, add_dataloader_idx=False)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._leave_validation()
+        beside, self._beside = self._beside, []
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self.validated is None:
+            return
+        found = [(contender.architecture, contender.logged.means()) for contender in beside]
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        supernet = _mean([means for _, means in found])
+        for sign in self._watch.of_validation(self.space, self.validated, logged, supernet):
+            warnings.warn(f"{type(self).__name__}: {sign}", stacklevel=2)
+        self.judge([(a, _over_ranks(means)) for a, means in found if a is not None])
+        options = self.space.options
+        row = {f"architecture/{n}": float(options[n].index(o)) for n, o in self.validated.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step=trainer.global_step)
 
     def on_test_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if not self._is_validating:
@@ -291,6 +343,14 @@ class Strategy(pl.Callback, ABC):
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._leave_validation()
+
+    def _contenders(self, pl_module: pl.LightningModule) -> list[_Contender]:
+        """What runs beside the answer."""
+        found = [
+            _Contender(StandIns(pl_module), architecture, self.subnet(pl_module, architecture))
+            for architecture in self.candidates()
+        ]
+        return found or ([_Contender(StandIns(pl_module))] if self.validate_supernet else [])
 
     def _enter_validation(self, pl_module: pl.LightningModule) -> None:
         self.validated = self.architecture()
@@ -323,15 +383,28 @@ class Strategy(pl.Callback, ABC):
 
     @contextlib.contextmanager
     def _on_the_side(
-        self, pl_module: pl.LightningModule, logged: Logged | None, batch: Any, suffix: str = ""
+        self,
+        pl_module: pl.LightningModule,
+        logged: Logged | None,
+        batch: Any,
+        suffix: str = "",
+        metrics: StandIns | None = None,
     ) -> Iterator[None]:
         """The user's step can be run here: its metrics, logs and buffers are as before afterwards."""
         with (
-            self._metrics.installed(),
+            (metrics or self._metrics).installed(),
             captured_logs(pl_module, logged, _batch_size(batch), suffix),
             kept_buffers(pl_module),
         ):
             yield
+
+    # ---- logs
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        entropies = [-(p * p.clamp_min(1e-12).log()).sum() for p in self.probabilities().values()]
+        pl_module.log("architecture_entropy", torch.stack(entropies).mean().float())
+        for profiler in self.budget():
+            pl_module.log(f"expected_{profiler.unit}", self.expected_cost(profiler))
 
     # ---- checkpoints
 
@@ -341,6 +414,31 @@ class Strategy(pl.Callback, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.load_policy_state(state_dict["policy"])
         self._loaded_random_states = state_dict["random"]
+
+
+@dataclass
+class _Contender:
+    """What validation runs beside the answer: the supernet, or one architecture's subnet."""
+
+    metrics: StandIns
+    architecture: Architecture | None = None
+    subnet: torch.nn.Module | None = None
+    logged: Logged = field(default_factory=Logged)
+
+
+def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of what all have logged."""
+    names = [name for name in found[0] if all(name in means for means in found)] if found else []
+    return {name: sum(means[name] for means in found) / len(found) for name in names}
+
+
+def _over_ranks(means: Mapping[str, float]) -> dict[str, float]:
+    """The mean over all ranks."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return dict(means)
+    values = torch.tensor(list(means.values()), dtype=torch.float64)
+    torch.distributed.all_reduce(values)
+    return dict(zip(means, (values / torch.distributed.get_world_size()).tolist(), strict=True))
 
 
 def mixed_seed(*parts: int) -> int:

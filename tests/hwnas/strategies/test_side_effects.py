@@ -21,9 +21,9 @@ from hwnas.strategies.side_effects import (
     random_states,
     set_random_states,
 )
-from tests.hwnas.strategies.tiny import CLASSES, STRATEGIES, TinyNet, assert_equal, fit
+from tests.hwnas.strategies.tiny import CLASSES, EVERY, TinyNet, assert_equal, fit
 
-every_strategy = pytest.mark.parametrize("name", STRATEGIES)
+every_strategy = pytest.mark.parametrize("name", EVERY)
 
 
 class Updates(Metric):
@@ -124,7 +124,7 @@ def test_training_metrics_and_random_numbers_equal_those_without_a_strategy(name
         return {**found, "random": random_states()}
 
     expected = run(None)
-    found = run(STRATEGIES[name](arc_learning_rate=0.1))
+    found = run(EVERY[name](arc_learning_rate=0.1))
     assert {"train_loss_epoch", "train_acc_epoch", "train_f1_epoch", "b_epoch"} < expected["logged"].keys()
     assert_equal(found, expected)
 
@@ -132,7 +132,7 @@ def test_training_metrics_and_random_numbers_equal_those_without_a_strategy(name
 @every_strategy
 def test_metrics_are_updated_once_a_batch(name: str) -> None:
     counts = Counts()
-    _, trainer = fit(STRATEGIES[name](), Watched(TinyNet()), counts, max_epochs=1)
+    _, trainer = fit(EVERY[name](), Watched(TinyNet()), counts, max_epochs=1)
     assert [count for count, _, _ in counts.found] == [1, 2, 3, 4]
     assert float(trainer.callback_metrics["train_updates"]) == 32
     assert float(trainer.callback_metrics["val_seen"]) == 16
@@ -144,7 +144,7 @@ def test_random_numbers_after_the_fit_are_those_without_a_strategy(name: str) ->
     # Not TinyNet: dropout draws as many numbers as there are channels.
     fit(None, Watched(), max_epochs=2)
     expected = torch.rand(3), np.random.rand(3)
-    fit(STRATEGIES[name](), Watched(), max_epochs=2)
+    fit(EVERY[name](), Watched(), max_epochs=2)
     assert torch.equal(torch.rand(3), expected[0])
     assert np.array_equal(np.random.rand(3), expected[1])
 

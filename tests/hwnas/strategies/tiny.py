@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from hwnas import LayerChoice, ModelSpace, Repeat, ValueChoice
 from hwnas.classification import Classification
 from hwnas.nn import BatchNorm2d, Conv2d, Linear
-from hwnas.strategies import DARTS, Proxyless
+from hwnas.strategies import DARTS, GumbelDARTS, Proxyless, RandomOneShot
 from profilers.cost import Cost, CostTable
 from profilers.profile import Profiler
 
@@ -85,8 +85,25 @@ STRATEGIES: Mapping[str, Any] = {
     "darts": DARTS,
     "proxyless-two": lambda **options: Proxyless("two", **options),
     "proxyless-full": lambda **options: Proxyless("full", **options),
+    "gumbel": GumbelDARTS,
+    "gumbel-hard": lambda **options: GumbelDARTS(hard=True, **options),
 }
-"""Each strategy under test, by name: called with the keywords that all of them share."""
+"""The differentiable strategies by name: called with the keywords that all of them share."""
+
+
+def random_one_shot(**options: Any) -> RandomOneShot:
+    """Takes, and drops, what is for differentiable strategies alone."""
+    for name in ("arc_learning_rate", "penalty", "arch_dataloader"):
+        options.pop(name, None)
+    return RandomOneShot(**options)
+
+
+EVERY: Mapping[str, Any] = {
+    **STRATEGIES,
+    "darts-second-order": lambda **options: DARTS(order=2, **options),
+    "random-one-shot": random_one_shot,
+}
+"""All strategies by name, those included that cannot do all that Lightning can."""
 
 
 def classification(seed: int = 0, **options: Any) -> Classification:

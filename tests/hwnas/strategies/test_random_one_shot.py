@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from scipy.stats import chisquare
+from torch.utils.data import DataLoader
+
+from hwnas.recalibrate import recalibrate
+from hwnas.strategies import RandomOneShot
+from profilers import RangeProfilerFilter
+from tests.hwnas.strategies.tiny import Noisy, TableProfiler, classification, fit, loaders, space_of, trainer
+
+
+class Paths(pl.Callback):
+    """The paths that weight steps train."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+
+    def on_before_backward(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+        space = space_of(module)
+        assert space.gates is not None
+        self.seen.append({n: space.options[n][gate.picked[0]] for n, gate in space.gates.items()})
+
+
+def test_trained_paths_are_uniform_over_the_canonical_architectures() -> None:
+    strategy, module = RandomOneShot(), classification()
+    strategy.prepare_for(space := space_of(module))
+    generator = torch.Generator().manual_seed(0)
+    drawn = Counter(tuple(strategy.sample(generator).values()) for _ in range(40 * space.size))
+    assert len(drawn) == space.size
+    assert chisquare(list(drawn.values())).pvalue > 1e-3
+
+
+def test_every_trained_judged_and_returned_path_is_in_the_range() -> None:
+    module, paths = classification(), Paths()
+    profiler = TableProfiler(space_of(module))
+    found = RangeProfilerFilter(profiler, min=4.0, max=8.0)
+    strategy = RandomOneShot(filter=found)
+    fit(strategy, module, paths, max_epochs=3)
+    returned = strategy.top_k(6)
+    assert len(paths.seen) == 12
+    assert len({tuple(a.values()) for a in returned}) == 6
+    for architecture in (*paths.seen, *strategy.candidates(), *returned, strategy.architecture()):
+        assert found.filter(architecture)
+    assert {tuple(path.values()) for path in paths.seen} > {tuple(paths.seen[0].values())}
+
+
+def test_answer_is_the_candidate_that_validation_finds_best() -> None:
+    module = classification()
+    training, validation = DataLoader(Noisy(64, 1, 0.0), batch_size=8), loaders(noise=0.0)[1]
+    strategy = RandomOneShot(n_candidates=5, reward_metric_name="val_loss")
+    trainer(strategy, max_epochs=3).fit(module, training, validation)
+    losses = {}
+    for architecture in strategy.candidates():
+        subnet = recalibrate(strategy.space.freeze(architecture), training).eval()
+        found = [torch.nn.functional.cross_entropy(subnet(x), y).detach() for x, y in validation]
+        losses[tuple(architecture.values())] = float(sum(found) / len(found))
+    assert tuple(strategy.architecture().values()) == min(losses, key=losses.__getitem__)
+    assert [tuple(a.values()) for a in strategy.top_k(5)] == sorted(losses, key=losses.__getitem__)
+
+
+def test_logged_supernet_metrics_are_the_mean_over_the_candidates() -> None:
+    strategy, module = RandomOneShot(n_candidates=3), classification()
+    _, made = fit(strategy, module, max_epochs=2)
+    scores = [score for _, score in strategy.policy_state()["judged"]]
+    assert len(scores) == 3
+    assert float(made.callback_metrics["supernet_val_acc"]) == pytest.approx(sum(scores) / 3)
+
+
+def test_budget_that_no_candidate_keeps_to_is_answered_by_a_fresh_draw() -> None:
+    strategy, module = RandomOneShot(), classification()
+    fit(strategy, module)
+    profiler = TableProfiler(strategy.space)
+    low, _ = profiler.cost.bounds()
+    answer = strategy.architecture(max_cost={profiler: low})
+    assert profiler.profile(answer) == low
+    with pytest.raises(ValueError, match="no architecture costs"):
+        strategy.architecture(max_cost={profiler: 0.5 * low})
+
+
+def test_metric_that_is_not_logged_is_named() -> None:
+    with pytest.raises(ValueError, match=r"by \('val_f1',\).*it logs \['val_acc', 'val_loss'\]"):
+        fit(RandomOneShot(reward_metric_name="val_f1"))
+
+
+@pytest.mark.parametrize("name", ["val_loss", "val_error", "val_acc"])
+def test_losses_are_minimised_and_scores_maximised(name: str) -> None:
+    strategy = RandomOneShot(reward_metric_name=name)
+    strategy.judge([({"op": 0}, {name: 1.0}), ({"op": 1}, {name: 2.0})])
+    assert strategy.policy_state()["judged"][0][0] == {"op": 1 if name == "val_acc" else 0}
+    flipped = RandomOneShot(reward_metric_name=name, reward_mode="max")
+    flipped.judge([({"op": 0}, {name: 1.0}), ({"op": 1}, {name: 2.0})])
+    assert flipped.policy_state()["judged"][0][0] == {"op": 1}
