@@ -19,8 +19,8 @@ def check_finite(number: Tensor, trainer: pl.Trainer, what: str) -> None:
     if not math.isfinite(value):
         raise NonFiniteLossError(
             f"the {what} step is {value} in epoch {trainer.current_epoch}, step {trainer.global_step}; no "
-            "weight was changed by it. The last good checkpoint is kept: lower the learning rate or clip "
-            "gradients (Trainer(gradient_clip_val=…)) and resume from it"
+            "weight was changed by it, and what was saved before is good: lower the learning rate or clip "
+            "gradients (Trainer(gradient_clip_val=…)) and resume from the last checkpoint, if there is one"
         )
 
 
