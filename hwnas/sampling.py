@@ -365,8 +365,7 @@ def _ceiling(cost: Cost) -> float:
 
 
 def _any_within(space: ModelSpace, filters: Sequence[RangeProfilerFilter]) -> Architecture:
-    limits = [(f.profiler.cost, f.max) for f in filters if f.max < math.inf]
-    limits += [(-f.profiler.cost, -f.min) for f in filters if f.min > -math.inf]
+    limits = [limit for f in filters for limit in f.limits]
     found = minimise(filters[0].profiler.cost * 0.0, limits)  # any will do
     if found is None:
         ranges = "; ".join(f"{f.min:g} to {f.max:g} {f.profiler.unit}" for f in filters)

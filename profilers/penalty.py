@@ -10,6 +10,7 @@ from typing import Literal, final, get_args
 import torch
 from torch import Tensor
 
+from profilers.cost import Cost
 from profilers.profile import Profiler
 from profilers.program import minimise
 from profilers.space import Option
@@ -212,13 +213,18 @@ class RangeProfilerFilter:
         self.profiler = profiler
         self.min = -math.inf if min is None else min
         self.max = math.inf if max is None else max
-        cost = profiler.cost
-        if minimise(cost * 0.0, [(cost, self.max), (-cost, -self.min)]) is None:  # any will do
-            low, high = cost.bounds()
+        if minimise(profiler.cost * 0.0, self.limits) is None:  # any will do
+            low, high = profiler.cost.bounds()
             raise ValueError(
                 f"no architecture costs from {self.min:g} to {self.max:g} {profiler.unit}; the space has "
                 f"{low:.6g} to {high:.6g} {profiler.unit}: give a range that holds some of it"
             )
+
+    @property
+    def limits(self) -> list[tuple[Cost, float]]:
+        """The range as the constraints of `profilers.minimise`."""
+        upper = [(self.profiler.cost, self.max)] if self.max < math.inf else []
+        return upper + ([(-self.profiler.cost, -self.min)] if self.min > -math.inf else [])
 
     def filter(self, architecture: Mapping[str, Option]) -> bool:
         """Whether the architecture's cost is in the range."""

@@ -2,18 +2,22 @@
 
 from hwnas.non_finite import NonFiniteLossError
 from hwnas.strategies.darts import DARTS
+from hwnas.strategies.fairnas import FairNAS
 from hwnas.strategies.gumbel_darts import GumbelDARTS
 from hwnas.strategies.proxyless import Proxyless
 from hwnas.strategies.random_one_shot import RandomOneShot
 from hwnas.strategies.sampled import SampledStrategy
+from hwnas.strategies.sandwich import Sandwich
 from hwnas.strategies.strategy import Strategy
 
 __all__ = [
     "DARTS",
+    "FairNAS",
     "GumbelDARTS",
     "NonFiniteLossError",
     "Proxyless",
     "RandomOneShot",
     "SampledStrategy",
+    "Sandwich",
     "Strategy",
 ]

@@ -12,13 +12,13 @@ from typing import Any, Unpack
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed
 from torch import Tensor, nn
 
 from hwnas.derive import Budget, ranked
 from hwnas.gate import Gate
 from hwnas.space import ModelSpace
 from hwnas.strategies.logits import Logits
+from hwnas.strategies.ranks import average
 from hwnas.strategies.side_effects import frozen_weights, own_loader_numbers, own_random_numbers
 from hwnas.strategies.strategy import Judged, Strategy, StrategyOptions, mixed_seed, moved_batch, set_epoch
 from profilers.penalty import Penalty
@@ -236,7 +236,7 @@ class DifferentiableStrategy(Strategy):
                 self.space.running(gates),
                 trainer.precision_plugin.train_step_context(),
             ):
-                return _loss(pl_module.training_step(batch, batch_idx))
+                return loss_of(pl_module.training_step(batch, batch_idx))
 
         def objective(loss: Tensor) -> Tensor:
             if self.penalty is not None:
@@ -254,7 +254,7 @@ class DifferentiableStrategy(Strategy):
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = torch.zeros_like(parameter) if gradient is None else gradient
         own = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        _average(own)
+        average(own)
         total = torch.cat([gradient.flatten() for gradient in own]).sum()
         self.check_finite(total, trainer, "gradient of the architecture")
         before = self.logits.state_dict()
@@ -358,18 +358,7 @@ class _Batches:
             yield
 
 
-def _average(gradients: list[Tensor]) -> None:
-    """The mean over all ranks, in place."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        torch.distributed.all_reduce(flat)
-        flat /= torch.distributed.get_world_size()
-        sizes = [gradient.numel() for gradient in gradients]
-        for gradient, mean in zip(gradients, torch.split(flat, sizes), strict=True):
-            gradient.copy_(mean.view_as(gradient))
-
-
-def _loss(output: Any) -> Tensor | None:
+def loss_of(output: Any) -> Tensor | None:
     """What a ``training_step`` may return: a loss, a dictionary with one, or nothing to skip the batch."""
     loss = output.get("loss") if isinstance(output, dict) else output
     if loss is not None and not isinstance(loss, Tensor):

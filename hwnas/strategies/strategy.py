@@ -13,7 +13,6 @@ from typing import Any, TypedDict
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
@@ -27,6 +26,7 @@ from hwnas.non_finite import check_finite
 from hwnas.recalibrate import recalibrate
 from hwnas.space import ModelSpace
 from hwnas.strategies.collapse import Watch
+from hwnas.strategies.ranks import average
 from hwnas.strategies.side_effects import (
     Logged,
     StandIns,
@@ -433,12 +433,9 @@ def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _over_ranks(means: Mapping[str, float]) -> dict[str, float]:
-    """The mean over all ranks."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return dict(means)
-    values = torch.tensor(list(means.values()), dtype=torch.float64)
-    torch.distributed.all_reduce(values)
-    return dict(zip(means, (values / torch.distributed.get_world_size()).tolist(), strict=True))
+    values = [torch.tensor(value, dtype=torch.float64) for value in means.values()]
+    average(values)
+    return dict(zip(means, map(float, values), strict=True))
 
 
 def mixed_seed(*parts: int) -> int:

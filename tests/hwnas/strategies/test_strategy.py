@@ -356,7 +356,7 @@ def test_validation_judges_the_recalibrated_subnet_and_leaves_the_supernet_alone
     training, validation = DataLoader(Noisy(32, 1, 0.0), batch_size=8), loaders(noise=0.0)[1]
     made = trainer(strategy, recorder, max_epochs=2)
     made.fit(module, training, validation)
-    subnet = recalibrate(strategy.space.freeze(strategy.architecture()), training).eval()
+    subnet = recalibrate(strategy.space.freeze(strategy.validated), training).eval()
     losses = [F.cross_entropy(subnet(images), labels).detach() for images, labels in validation]
     assert float(made.callback_metrics["val_loss"]) == pytest.approx(float(sum(losses) / 2), rel=1e-5)
     assert float(made.callback_metrics["supernet_val_loss"]) != float(made.callback_metrics["val_loss"])

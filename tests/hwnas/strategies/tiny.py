@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,15 @@ from torch.utils.data import DataLoader, Dataset
 from hwnas import LayerChoice, ModelSpace, Repeat, ValueChoice
 from hwnas.classification import Classification
 from hwnas.nn import BatchNorm2d, Conv2d, Linear
-from hwnas.strategies import DARTS, GumbelDARTS, Proxyless, RandomOneShot
+from hwnas.strategies import (
+    DARTS,
+    FairNAS,
+    GumbelDARTS,
+    Proxyless,
+    RandomOneShot,
+    SampledStrategy,
+    Sandwich,
+)
 from profilers.cost import Cost, CostTable
 from profilers.profile import Profiler
 
@@ -91,17 +99,24 @@ STRATEGIES: Mapping[str, Any] = {
 """The differentiable strategies by name: called with the keywords that all of them share."""
 
 
-def random_one_shot(**options: Any) -> RandomOneShot:
-    """Takes, and drops, what is for differentiable strategies alone."""
-    for name in ("arc_learning_rate", "penalty", "arch_dataloader"):
-        options.pop(name, None)
-    return RandomOneShot(**options)
+def sampled(kind: Callable[..., SampledStrategy]) -> Callable[..., SampledStrategy]:
+    """Makes a strategy that takes, and drops, what is for differentiable strategies alone."""
+
+    def make(**options: Any) -> SampledStrategy:
+        return kind(**{n: o for n, o in options.items() if n not in DIFFERENTIABLE_OPTIONS})
+
+    return make
+
+
+DIFFERENTIABLE_OPTIONS = ("arc_learning_rate", "penalty", "arch_dataloader")
 
 
 EVERY: Mapping[str, Any] = {
     **STRATEGIES,
     "darts-second-order": lambda **options: DARTS(order=2, **options),
-    "random-one-shot": random_one_shot,
+    "random-one-shot": sampled(RandomOneShot),
+    "fairnas": sampled(FairNAS),
+    "sandwich": sampled(Sandwich),
 }
 """All strategies by name, those included that cannot do all that Lightning can."""
 
