@@ -354,7 +354,9 @@ class _Runner:
         if call.module is None:
             assert call.function is not None
             return _Operation(call.function, call.template, call.keywords), _function_name(call.function)
-        module = Freezer(own)(self._modules[call.module])
+        # A site is frozen in the middle of a run; its thousands of small calls are nothing to look at.
+        with torch._C.DisableTorchFunction():
+            module = Freezer(own)(self._modules[call.module])
         described = _described(module)
         if call.keywords or call.template != tuple(map(_Slot, range(len(call.inputs)))):
             return _Operation(module, call.template, call.keywords), described
