@@ -125,11 +125,7 @@ class Value(Freezes, ABC):
     def __ceil__(self) -> Value:
         return Expression("ceil({})", math.ceil, (self,))
 
-    def __getitem__(self, index: Operand) -> Value:
-        return Expression("{}[{}]", operator.getitem, (self, index))
-
-    # With __getitem__ alone Python would iterate by 0, 1, 2, ... and never end.
-    __iter__ = None
+    # No __getitem__: it would make a sequence of a value, which torch then refuses as an index (`x[value]`).
 
     def __lt__(self, other: Operand) -> Value:
         return Expression("({} < {})", operator.lt, (self, other))

@@ -8,8 +8,8 @@ from typing import Any, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hwnas.nn.mixed import MixedOperation, greatest_sizes, split
-from hwnas.values import Value, combinations
+from hwnas.nn.mixed import MixedOperation, split
+from hwnas.values import Value
 
 
 @final
@@ -66,7 +66,7 @@ class Embedding(MixedOperation, nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         if not self.values:
             return super().forward(input)
-        sizes = greatest_sizes(self.live(combinations(self.values)))
+        sizes = self.running_sizes()
         weight = self.parts(sizes)["weight"]
         return F.embedding(
             input, weight, padding_idx=self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from hwnas.freezing import Freezer, Freezes
-from hwnas.values import Combination, Value, as_value, values_in
+from hwnas.values import Combination, Value, as_value, combinations, values_in
 
 # Arguments that are no sizes: any number will do.
 _FRACTIONS = {"eps", "momentum", "p", "dropout"}
@@ -23,8 +24,8 @@ class MixedOperation(Freezes, nn.Module, ABC):
     ``values`` holds the arguments that are decided. Without any it is the plain operation.
 
     An operation of your own inherits from this and from the plain one. Its ``__init__`` hands what `split`
-    found to the plain ``__init__``, then sets ``values``; its ``forward`` runs on the `parts` of the sizes
-    that `live` gives. The test case in ``tests/contracts/mixed_operation.py`` holds it to what is promised
+    found to the plain ``__init__``, then sets ``values``; its ``forward`` runs on the `parts` of the
+    `running_sizes`. The test case in ``tests/contracts/mixed_operation.py`` holds it to what is promised
     here::
 
         class PReLU(MixedOperation, nn.PReLU):
@@ -36,8 +37,7 @@ class MixedOperation(Freezes, nn.Module, ABC):
                 self.values = values
 
             def forward(self, input: Tensor) -> Tensor:
-                sizes = greatest_sizes(self.live(combinations(self.values)))
-                return F.prelu(input, self.parts(sizes)["weight"])
+                return F.prelu(input, self.parts(self.running_sizes())["weight"])
 
             def plain(self, sizes: Mapping[str, Any]) -> nn.Module:
                 return nn.PReLU(**sizes, device="meta")
@@ -78,6 +78,10 @@ class MixedOperation(Freezes, nn.Module, ABC):
     def live(self, found: Sequence[Combination]) -> list[dict[str, Any]]:
         """The sizes of every outcome that this forward pass computes; one where nothing is mixed."""
         return [self.sizes(combination.values) for combination in found]
+
+    def running_sizes(self) -> dict[str, Any]:
+        """The sizes of this forward pass: of the one path, or the largest of those that are mixed."""
+        return greatest_sizes(self.live(combinations(self.values)))
 
     def undecided(self) -> dict[str, Value]:
         """The arguments that can take more than one value."""
@@ -136,7 +140,7 @@ def _check_sizes(name: str, value: Value) -> None:
     least = 0 if "padding" in name else 1
     for size in value.all():
         axes = size if isinstance(size, tuple) else (size,)
-        if not isinstance(size, str) and not all(isinstance(n, int) and n >= least for n in axes):
+        if not isinstance(size, str) and not all(isinstance(n, Integral) and int(n) >= least for n in axes):
             raise ValueError(
                 f"{name} must be whole, and from {least} up, under every option; {value!r} can be {size!r}. "
                 "Divide by //, or round with hwnas.to_int"

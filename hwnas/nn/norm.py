@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hwnas.nn.mixed import MixedOperation, greatest_sizes, split
-from hwnas.values import Value, combinations, outcomes
+from hwnas.nn.mixed import MixedOperation, split
+from hwnas.values import Value, outcomes
 
 _ONE_PATH = "search with a strategy that runs one path (RandomOneShot, ENAS)"
 
@@ -54,7 +54,7 @@ class _BatchNormalisation(MixedOperation, _BatchNorm, ABC):
         if not self.values:
             return super().forward(input)
         self._check_input_dim(input)  # type: ignore[no-untyped-call]  # torch's own
-        sizes = greatest_sizes(self.live(combinations(self.values)))
+        sizes = self.running_sizes()
         parts = self.parts(sizes)
         factor, count = sizes["momentum"], parts.get("num_batches_tracked")
         if self.training and self.track_running_stats and count is not None:
@@ -181,7 +181,7 @@ class LayerNorm(MixedOperation, nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.values:
             return super().forward(input)
-        sizes = greatest_sizes(self.live(combinations(self.values)))
+        sizes = self.running_sizes()
         parts = self.parts(sizes)
         return F.layer_norm(
             input, sizes["normalized_shape"], parts.get("weight"), parts.get("bias"), sizes["eps"]
@@ -250,7 +250,7 @@ class GroupNorm(MixedOperation, nn.GroupNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.values:
             return super().forward(input)
-        sizes = greatest_sizes(self.live(combinations(self.values)))
+        sizes = self.running_sizes()
         parts = self.parts(sizes)
         return F.group_norm(input, sizes["num_groups"], parts.get("weight"), parts.get("bias"), sizes["eps"])
 

@@ -106,6 +106,8 @@ def test_values_without_labels_are_decisions_of_their_own() -> None:
         ([0.25, 0.5], float, [0.25, 0.5]),
         ([1, 3], lambda value: list(range(value)), [[0], [0, 1, 2]]),
         ([1, 2], lambda value: torch.arange(4)[:value].tolist(), [[0], [0, 1]]),
+        ([1, 2], lambda value: torch.arange(4)[value].item(), [1, 2]),
+        ([1, 2], lambda value: torch.zeros(value, 4).view(4, value).shape, [(4, 1), (4, 2)]),
         ([3, 5], lambda value: "three" if value == 3 else "other", ["three", "other"]),
         ([3, 5], lambda value: bool(value != 3 and value > 4), [False, True]),
         ([0, 2], lambda value: "some" if value else "none", ["none", "some"]),
@@ -208,15 +210,6 @@ def test_tuple_that_holds_values_is_a_value() -> None:
     assert value.all() == ((1, 3, (3, 2)), (1, (5, 1), ((5, 1), 2)))
     assert condition(kernel == 3, (1, kernel), 0).all() == ((1, 3), 0)
     assert repr(as_value((1, ValueChoice([2], label="c")))) == "(1, ValueChoice([2], label='c'))"
-
-
-def test_items_of_a_value_are_values() -> None:
-    kernel = ValueChoice([(3, 1), (5, 7)], label="kernel")
-    assert (kernel[1] // 2).all() == (0, 3)
-    index = ValueChoice([0, 1], label="index")
-    assert kernel[index].of({"kernel": (5, 7), "index": 1}) == 7
-    with pytest.raises(TypeError, match="not iterable"):
-        list(kernel)  # it would never end
 
 
 @pytest.mark.parametrize(

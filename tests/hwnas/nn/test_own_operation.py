@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hwnas import ValueChoice
-from hwnas.nn.mixed import MixedOperation, greatest_sizes, split
-from hwnas.values import Value, combinations
+from hwnas.nn.mixed import MixedOperation, split
+from hwnas.values import Value
 from tests.contracts.mixed_operation import Arguments, MixedOperationContract, choice
 
 
@@ -25,8 +25,7 @@ class PReLU(MixedOperation, nn.PReLU):
         self.values = values
 
     def forward(self, input: Tensor) -> Tensor:
-        sizes = greatest_sizes(self.live(combinations(self.values)))
-        return F.prelu(input, self.parts(sizes)["weight"])
+        return F.prelu(input, self.parts(self.running_sizes())["weight"])
 
     def plain(self, sizes: Mapping[str, Any]) -> nn.Module:
         return nn.PReLU(**sizes, device="meta")
