@@ -3,7 +3,7 @@
 from hwnas.choices import ChosenInputs, InputChoice, LayerChoice, Repeat
 from hwnas.gate import Gate
 from hwnas.space import ModelSpace, keep_gates
-from hwnas.values import ValueChoice
+from hwnas.values import ValueChoice, case, condition, maximum, minimum, to_float, to_int
 
 __all__ = [
     "ChosenInputs",
@@ -13,5 +13,11 @@ __all__ = [
     "ModelSpace",
     "Repeat",
     "ValueChoice",
+    "case",
+    "condition",
     "keep_gates",
+    "maximum",
+    "minimum",
+    "to_float",
+    "to_int",
 ]

@@ -76,53 +76,75 @@ class Value(Freezes, ABC):
         return bool(self.now())
 
     def __add__(self, other: Operand) -> Value:
-        return Expression("+", operator.add, (self, other))
+        return Expression("({} + {})", operator.add, (self, other))
 
     def __radd__(self, other: Operand) -> Value:
-        return Expression("+", operator.add, (other, self))
+        return Expression("({} + {})", operator.add, (other, self))
 
     def __sub__(self, other: Operand) -> Value:
-        return Expression("-", operator.sub, (self, other))
+        return Expression("({} - {})", operator.sub, (self, other))
 
     def __rsub__(self, other: Operand) -> Value:
-        return Expression("-", operator.sub, (other, self))
+        return Expression("({} - {})", operator.sub, (other, self))
 
     def __mul__(self, other: Operand) -> Value:
-        return Expression("*", operator.mul, (self, other))
+        return Expression("({} * {})", operator.mul, (self, other))
 
     def __rmul__(self, other: Operand) -> Value:
-        return Expression("*", operator.mul, (other, self))
+        return Expression("({} * {})", operator.mul, (other, self))
+
+    def __truediv__(self, other: Operand) -> Value:
+        return Expression("({} / {})", operator.truediv, (self, other))
+
+    def __rtruediv__(self, other: Operand) -> Value:
+        return Expression("({} / {})", operator.truediv, (other, self))
 
     def __floordiv__(self, other: Operand) -> Value:
-        return Expression("//", operator.floordiv, (self, other))
+        return Expression("({} // {})", operator.floordiv, (self, other))
 
     def __rfloordiv__(self, other: Operand) -> Value:
-        return Expression("//", operator.floordiv, (other, self))
+        return Expression("({} // {})", operator.floordiv, (other, self))
 
     def __mod__(self, other: Operand) -> Value:
-        return Expression("%", operator.mod, (self, other))
+        return Expression("({} % {})", operator.mod, (self, other))
 
     def __rmod__(self, other: Operand) -> Value:
-        return Expression("%", operator.mod, (other, self))
+        return Expression("({} % {})", operator.mod, (other, self))
+
+    def __neg__(self) -> Value:
+        return Expression("-{}", operator.neg, (self,))
+
+    def __round__(self, digits: int | None = None) -> Value:
+        if digits is None:
+            return Expression("round({})", round, (self,))
+        return Expression("round({}, {})", round, (self, digits))
+
+    def __floor__(self) -> Value:
+        return Expression("floor({})", math.floor, (self,))
+
+    def __ceil__(self) -> Value:
+        return Expression("ceil({})", math.ceil, (self,))
+
+    # No __getitem__: it would make a sequence of a value, which torch then refuses as an index (`x[value]`).
 
     def __lt__(self, other: Operand) -> Value:
-        return Expression("<", operator.lt, (self, other))
+        return Expression("({} < {})", operator.lt, (self, other))
 
     def __le__(self, other: Operand) -> Value:
-        return Expression("<=", operator.le, (self, other))
+        return Expression("({} <= {})", operator.le, (self, other))
 
     def __gt__(self, other: Operand) -> Value:
-        return Expression(">", operator.gt, (self, other))
+        return Expression("({} > {})", operator.gt, (self, other))
 
     def __ge__(self, other: Operand) -> Value:
-        return Expression(">=", operator.ge, (self, other))
+        return Expression("({} >= {})", operator.ge, (self, other))
 
     # Comparing objects, `if self.kernel == 3:` would be false in the space and true in its subnet.
     def __eq__(self, other: object) -> Value:  # type: ignore[override]  # a value, read by `if`
-        return Expression("==", operator.eq, (self, other))
+        return Expression("({} == {})", operator.eq, (self, other))
 
     def __ne__(self, other: object) -> Value:  # type: ignore[override]
-        return Expression("!=", operator.ne, (self, other))
+        return Expression("({} != {})", operator.ne, (self, other))
 
     __hash__ = object.__hash__
 
@@ -175,24 +197,154 @@ class ValueChoice(Value):
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class Expression(Value):
-    """Arithmetic on values: ``width * 6``, ``(kernel - 1) // 2``."""
+    """Arithmetic on values: ``width * 6``, ``(kernel - 1) // 2``.
 
-    symbol: str
+    Attributes:
+        template: how it prints, with ``{}`` for each operand.
+        function: of plain values; a space is pickled with it, so not a lambda.
+        operands: values and plain ones; tuples may hold both.
+    """
+
+    template: str
     function: Callable[..., Any]
     operands: tuple[Operand, ...]
 
     def leaves(self) -> tuple[ValueChoice, ...]:
-        found = (operand.leaves() for operand in self.operands if isinstance(operand, Value))
-        return tuple({id(leaf): leaf for leaf in itertools.chain.from_iterable(found)}.values())
+        return _leaves_in(self.operands)
 
     def at(self, assignment: Mapping[int, Option]) -> Any:
-        numbers = (o.at(assignment) if isinstance(o, Value) else o for o in self.operands)
-        return self.function(*numbers)
+        return self.function(*_plain(self.operands, assignment))
 
     def __repr__(self) -> str:
-        if not self.operands:
-            return self.symbol
-        return "(" + f" {self.symbol} ".join(map(repr, self.operands)) + ")"
+        return self.template.format(*map(repr, self.operands))
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Case(Value):
+    """One of several results, by a selector; those that are not selected are not computed."""
+
+    selector: Value
+    results: tuple[tuple[Option, Operand], ...]
+
+    def leaves(self) -> tuple[ValueChoice, ...]:
+        return _leaves_in((self.selector, *(result for _, result in self.results)))
+
+    def at(self, assignment: Mapping[int, Option]) -> Any:
+        selected = self.selector.at(assignment)
+        return next(_plain(result, assignment) for option, result in self.results if option == selected)
+
+    def __repr__(self) -> str:
+        return f"case({self.selector!r}, {dict(self.results)!r})"
+
+
+def maximum(*values: Operand) -> Any:
+    """The largest of several numbers, values among them; or of one list of them.
+
+    A value where one is among them, else the plain number. So do all functions here, so that code which
+    uses them is as valid in a subnet as in its space.
+
+    >>> maximum(ValueChoice([4, 16], label="width") // 4, 2).all()
+    (2, 4)
+    """
+    return _applied("maximum({})", max, _listed(values))
+
+
+def minimum(*values: Operand) -> Any:
+    """The smallest of several numbers, values among them; or of one list of them.
+
+    >>> minimum(ValueChoice([4, 16], label="width"), 8).all()
+    (4, 8)
+    """
+    return _applied("minimum({})", min, _listed(values))
+
+
+def condition(predicate: Operand, true: Operand, false: Operand) -> Any:
+    """``true`` where the predicate holds, else ``false``; the other one is not computed.
+
+    >>> kernel = ValueChoice([3, 5], label="kernel")
+    >>> condition(kernel > 3, kernel * 2, 1).all()
+    (1, 10)
+    """
+    if not isinstance(predicate, Value):
+        return true if predicate else false
+    return Case(Expression("{}", bool, (predicate,)), ((True, true), (False, false)))
+
+
+def case(selector: Operand, results: Mapping[Option, Operand]) -> Any:
+    """The result that belongs to the selector's option; the others are not computed.
+
+    Args:
+        selector: a value, usually a choice between names.
+        results: one for each option; plain ones or values.
+
+    Raises:
+        ValueError: an option without a result.
+
+    >>> size = ValueChoice(["small", "large"], label="size")
+    >>> case(size, {"small": 16, "large": 32}).all()
+    (16, 32)
+    """
+    given = {as_option(option): result for option, result in results.items()}
+    options = selector.all() if isinstance(selector, Value) else (as_option(selector),)
+    missing = [option for option in options if option not in given]
+    if missing:
+        raise ValueError(f"case needs a result for every option of {selector!r}; missing: {missing}")
+    return Case(selector, tuple(given.items())) if isinstance(selector, Value) else given[options[0]]
+
+
+def to_int(value: Operand) -> Any:
+    """``int(value)`` that may be given before the value is decided: rounds towards zero.
+
+    >>> to_int(ValueChoice([0.5, 1.0], label="ratio") * 48).all()
+    (24, 48)
+    """
+    return _applied("to_int({})", int, (value,))
+
+
+def to_float(value: Operand) -> Any:
+    """``float(value)`` that may be given before the value is decided."""
+    return _applied("to_float({})", float, (value,))
+
+
+def as_value(thing: Any) -> Any:
+    """A list or tuple that holds values as one value; anything else as it is.
+
+    >>> as_value((ValueChoice([3, 5], label="kernel"), 1)).all()
+    ((3, 1), (5, 1))
+    """
+    if isinstance(thing, list | tuple) and next(values_in(thing), None) is not None:
+        return Expression("{}", _same, (tuple(thing),))
+    return thing
+
+
+def _listed(values: tuple[Operand, ...]) -> tuple[Operand, ...]:
+    return tuple(values[0]) if len(values) == 1 and not isinstance(values[0], Value) else values
+
+
+def _applied(template: str, function: Callable[..., Any], operands: tuple[Operand, ...]) -> Any:
+    """The function of the operands: a value if one of them is, else its result."""
+    if not any(isinstance(operand, Value) for operand in operands):
+        return function(*operands)
+    return Expression(template.format(", ".join("{}" for _ in operands)), function, operands)
+
+
+def _same(thing: Any) -> Any:
+    return thing
+
+
+def _plain(operand: Operand, assignment: Mapping[int, Option]) -> Any:
+    """The operand with a plain value wherever it holds one that is decided."""
+    if isinstance(operand, Value):
+        return operand.at(assignment)
+    if isinstance(operand, list | tuple):
+        return tuple(_plain(item, assignment) for item in operand)
+    return operand
+
+
+def _leaves_in(operands: tuple[Operand, ...]) -> tuple[ValueChoice, ...]:
+    leaves = (leaf for value in values_in(operands) for leaf in value.leaves())
+    return tuple({id(leaf): leaf for leaf in leaves}.values())
 
 
 def as_option(option: Any) -> Option:
@@ -225,7 +377,8 @@ def installed(gate: Gate | None, kind: str, label: str | None) -> Gate:
         raise RuntimeError(
             f"{described(kind, label)} is decided only while its space runs: call the ModelSpace, not the "
             "network inside it (or the subnet that space.freeze(architecture) returns). While a network is "
-            "built, it can be an argument of operations in hwnas.nn, not of those in torch.nn"
+            "built, it can be an argument of operations in hwnas.nn, not of those in torch.nn; compare and "
+            "convert it there by hwnas.condition, case, maximum, minimum, to_int and to_float"
         )
     return gate
 

@@ -1,35 +1,128 @@
-"""``torch.nn.Conv2d`` whose arguments may be values."""
+"""The convolutions of ``torch.nn`` whose arguments may be values."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, final
+import math
+from abc import ABC
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
-from hwnas.freezing import Freezer
-from hwnas.nn.mixed import MixedOperation, blend
-from hwnas.values import Combination, Value, outcomes
+from hwnas.nn.mixed import (
+    MixedOperation,
+    blend,
+    greatest_sizes,
+    masks_input,
+    on_axes,
+    presence,
+    split,
+)
+from hwnas.values import Value, combinations, outcomes
 
-Size = int | tuple[int, int] | Value
+Size = int | tuple[int | Value, ...] | Value
+_ON_AXES = ("kernel_size", "stride", "padding", "dilation", "output_padding")
 
 
-@final
-class Conv2d(MixedOperation, nn.Conv2d):
-    """``torch.nn.Conv2d`` whose arguments may be values.
+class _Convolution(MixedOperation, _ConvNd, ABC):
+    """What the convolutions share, in any number of dimensions, transposed or not."""
 
-    Shapes: ``(N, in_channels, H, W)`` to ``(N, out_channels, H', W')``. Channels are taken from the
-    front, kernels from the centre. A depthwise convolution takes one value for ``in_channels``,
-    ``out_channels`` and ``groups``.
+    elastic: ClassVar[tuple[str, ...]] = (
+        "in_channels",
+        "out_channels",
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+    )
 
-    Under mixing weights one blended kernel is convolved once (FBNetV2, arXiv 2004.05565): every option's
-    kernel, padded to the largest, weighted. The input has its largest width and is masked here, at its
-    consumer, by the expected presence of each channel; the output keeps its largest width. That equals
-    the mixture of the sliced convolutions. Not so under mixed strides, dilations, or groups other than 1
-    and depthwise, which `check_can_mix` refuses.
-    """
+    _plain: ClassVar[Callable[..., nn.Module]]
+    _function: ClassVar[Callable[..., Tensor]]
+
+    def sizes(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        axes = len(self.kernel_size)
+        return {
+            name: on_axes(size, axes) if name in _ON_AXES and not isinstance(size, str) else size
+            for name, size in super().sizes(chosen).items()
+        }
+
+    def plain(self, sizes: Mapping[str, Any]) -> nn.Module:
+        return type(self)._plain(
+            **sizes, bias=self.bias is not None, padding_mode=self.padding_mode, device="meta"
+        )
+
+    def parts(self, sizes: Mapping[str, Any]) -> dict[str, Tensor]:
+        n_in, n_out, groups = sizes["in_channels"], sizes["out_channels"], sizes["groups"]
+        channels = (n_in, n_out // groups) if self.transposed else (n_out, n_in // groups)
+        kernel = _centre(sizes["kernel_size"], self.kernel_size)
+        parts = {"weight": self.weight[(*map(slice, channels), *kernel)]}
+        if self.bias is not None:
+            parts["bias"] = self.bias[:n_out]
+        return parts
+
+    def check_can_mix(self) -> None:
+        elsewhere = "search with a strategy that runs one path (RandomOneShot, ENAS)"
+        for name in ("stride", "dilation", "output_padding"):
+            if name in self.undecided():
+                raise ValueError(
+                    f"options of {name} {self.values[name].all()} cannot be blended into one kernel: "
+                    f"wrap the variants in a LayerChoice, or {elsewhere}"
+                )
+        every = [self.sizes(outcome) for outcome in outcomes(self.values)]
+        is_dense = all(sizes["groups"] == 1 for sizes in every)
+        thickness = {
+            tuple(sizes[n] // sizes["groups"] for n in ("in_channels", "out_channels")) for sizes in every
+        }
+        if not is_dense and len(thickness) > 1:
+            raise ValueError(
+                "under mixing weights groups must be 1, or follow the channels so that in_channels / groups "
+                "and out_channels / groups stay the same (depthwise: all three are one value); got groups "
+                f"{sorted({sizes['groups'] for sizes in every})} of {sorted(thickness)} channels. Choose "
+                f"between whole layers with a LayerChoice, or {elsewhere}"
+            )
+        # Centred kernels line up only where padding grows with the kernel's half.
+        kernels = list(zip(*(sizes["kernel_size"] for sizes in every), strict=True))
+        lines_up = all(len(set(axis)) == 1 or all(size % 2 for size in axis) for axis in kernels)
+        offsets = {_offset(sizes) for sizes in every}
+        changes = any(len(set(axis)) > 1 for axis in kernels)
+        if not lines_up or len(offsets) > 1 or ("valid" in offsets and changes):
+            pairs = list(dict.fromkeys((sizes["kernel_size"], sizes["padding"]) for sizes in every))
+            raise ValueError(
+                "kernels are blended around their centre: kernel sizes must be odd, and padding must be "
+                "kernel_size // 2 (times dilation) plus a constant, or 'same'; got (kernel_size, padding) "
+                f"{pairs}. Choose between whole layers with a LayerChoice, or {elsewhere}"
+            )
+
+    def _prepared(self, input: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
+        """The input, the weight and bias, and the sizes, that this forward pass convolves with."""
+        found = combinations(self.values)
+        live = self.live(found)
+        sizes = greatest_sizes(live)
+        parts = self.parts(sizes)
+        if found[0].weight is None:
+            return input, parts, sizes
+        weight = parts["weight"]
+        fan_ins = [outcome["in_channels"] // outcome["groups"] for outcome in live]
+        if any(outcome["kernel_size"] != sizes["kernel_size"] for outcome in live):
+            mask: Tensor | None = blend(_present(live, fan_ins, sizes["kernel_size"], weight), found)
+        else:
+            mask = presence(fan_ins, found)
+            if mask is not None:
+                mask = mask.reshape(-1, *(1 for _ in self.kernel_size))
+                if masks_input(mask, weight, sizes["in_channels"], sizes["out_channels"]):
+                    return input * mask.to(input.dtype), parts, sizes
+        if mask is not None:
+            mask = mask.to(weight.dtype)
+            parts["weight"] = weight * (mask.unsqueeze(1) if self.transposed else mask)
+        return input, parts, sizes
+
+
+class _Forward(_Convolution, ABC):
+    """A convolution that is not transposed, in any number of dimensions."""
 
     def __init__(
         self,
@@ -44,7 +137,7 @@ class Conv2d(MixedOperation, nn.Conv2d):
         padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         **keywords: Any,
     ) -> None:
-        given: dict[str, Any] = {
+        given = {
             "in_channels": in_channels,
             "out_channels": out_channels,
             "kernel_size": kernel_size,
@@ -53,146 +146,199 @@ class Conv2d(MixedOperation, nn.Conv2d):
             "dilation": dilation,
             "groups": groups,
         }
-        values = {name: value for name, value in given.items() if isinstance(value, Value)}
-        largest = {
-            name: _largest(value) if isinstance(value, Value) else value for name, value in given.items()
-        }
-        every = [{**largest, **outcome} for outcome in outcomes(values)]
-        for sizes in every:
-            if sizes["in_channels"] % sizes["groups"] or sizes["out_channels"] % sizes["groups"]:
-                raise ValueError(
-                    "in_channels and out_channels must be divisible by groups in every combination of "
-                    f"options; got {sizes['in_channels']}, {sizes['out_channels']} and {sizes['groups']}"
-                )
-        # The weight of a grouped convolution is thinner: it has the largest fan-in of any outcome.
-        fan_ins = [sizes["in_channels"] // sizes["groups"] for sizes in every]
-        widest = largest["in_channels"] // max(fan_ins)
-        super().__init__(**{**largest, "groups": widest}, bias=bias, padding_mode=padding_mode, **keywords)
+        values, largest = split(given, {"bias": bias, "padding_mode": padding_mode, **keywords})
+        held = _held_groups(values, largest, "in_channels")
+        super().__init__(**{**largest, "groups": held})
         self.groups = largest["groups"]
         self.values = values
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.values:
-            return super().forward(input)
-        found = self._combinations()
-        sizes = self._sizes(found[0])
-        if found[0].weight is None:
-            weight = self._slice(sizes)
-        else:
-            live = [self._sizes(combination) for combination in found]
-            sizes = {name: _greatest([outcome[name] for outcome in live]) for name in sizes}
-            weight = self._slice(sizes)
-            if "kernel_size" in self.values or ("in_channels" in self.values and weight.shape[1] > 1):
-                weight = weight * blend(_presence(live, weight), found).to(weight.dtype)
-        bias = None if self.bias is None else self.bias[: sizes["out_channels"]]
+            output: Tensor = super().forward(input)
+            return output
+        input, parts, sizes = self._prepared(input)
         padding = sizes["padding"]
         if self.padding_mode != "zeros":
-            rows, columns = _padding_amounts(padding, sizes)
-            input = F.pad(input, (*columns, *rows), mode=self.padding_mode)
+            input = F.pad(input, _padding_amounts(sizes), mode=self.padding_mode)
             padding = 0
-        return F.conv2d(input, weight, bias, sizes["stride"], padding, sizes["dilation"], sizes["groups"])
+        return type(self)._function(
+            input,
+            parts["weight"],
+            parts.get("bias"),
+            sizes["stride"],
+            padding,
+            sizes["dilation"],
+            sizes["groups"],
+        )
 
-    def check_can_mix(self) -> None:
-        for name in ("stride", "dilation"):
-            if name in self.values:
-                raise ValueError(
-                    f"options of {name} {self.values[name].all()} cannot be blended into one kernel: "
-                    "wrap the variants in a LayerChoice, or search with a strategy that runs one path "
-                    "(RandomOneShot, ENAS)"
-                )
-        every = [{**self._fixed(), **outcome} for outcome in outcomes(self.values)]
-        is_depthwise = all(o["groups"] == o["in_channels"] == o["out_channels"] for o in every)
-        is_grouped = any(o["groups"] != 1 for o in every) and not is_depthwise
-        if is_grouped and {"in_channels", "out_channels", "groups"} & self.values.keys():
-            raise ValueError(
-                "under mixing weights groups must be 1, or equal to in_channels and out_channels "
-                f"(depthwise); got groups {sorted({o['groups'] for o in every})}. Choose between "
-                "whole layers with a LayerChoice, or search with a strategy that runs one path "
-                "(RandomOneShot, ENAS)"
+
+@final
+class Conv1d(_Forward, nn.Conv1d):
+    """``torch.nn.Conv1d`` whose arguments may be values; all else as in `Conv2d`.
+
+    Shapes: ``(N, in_channels, L)`` to ``(N, out_channels, L')``.
+    """
+
+    _plain = nn.Conv1d
+    _function = staticmethod(F.conv1d)
+
+
+@final
+class Conv2d(_Forward, nn.Conv2d):
+    """``torch.nn.Conv2d`` whose arguments may be values.
+
+    Shapes: ``(N, in_channels, H, W)`` to ``(N, out_channels, H', W')``. Channels are taken from the
+    front, kernels from the centre; an option of a size may be a tuple, and so may the argument, with values
+    inside. A depthwise convolution takes one value for ``in_channels``, ``out_channels`` and ``groups``.
+
+    Under mixing weights one blended kernel is convolved once (FBNetV2, arXiv 2004.05565): every option's
+    kernel, padded to the largest, weighted. The input has its largest width and is masked here, at its
+    consumer, by the expected presence of each channel; the output keeps its largest width. That equals
+    the mixture of the sliced convolutions. Not so under mixed strides, dilations, or groups that do not
+    follow the channels, which `check_can_mix` refuses.
+
+    Raises:
+        ValueError: channels that groups do not divide under some option.
+
+    >>> from hwnas import ValueChoice
+    >>> kernel = ValueChoice([3, 5], label="kernel")
+    >>> Conv2d(8, ValueChoice([8, 16], label="width"), kernel, padding=kernel // 2).weight.shape
+    torch.Size([16, 8, 5, 5])
+    """
+
+    _plain = nn.Conv2d
+    _function = staticmethod(F.conv2d)
+
+
+@final
+class Conv3d(_Forward, nn.Conv3d):
+    """``torch.nn.Conv3d`` whose arguments may be values; all else as in `Conv2d`.
+
+    Shapes: ``(N, in_channels, D, H, W)`` to ``(N, out_channels, D', H', W')``.
+    """
+
+    _plain = nn.Conv3d
+    _function = staticmethod(F.conv3d)
+
+
+@final
+class ConvTranspose2d(_Convolution, nn.ConvTranspose2d):
+    """``torch.nn.ConvTranspose2d`` whose arguments may be values; all else as in `Conv2d`.
+
+    Shapes: ``(N, in_channels, H, W)`` to ``(N, out_channels, H', W')``. Mixed kernels line up where padding
+    grows with the kernel's half, as in a convolution; ``output_padding`` cannot be mixed.
+    """
+
+    elastic = (*_Convolution.elastic, "output_padding")
+    _plain = nn.ConvTranspose2d
+    _function = staticmethod(F.conv_transpose2d)
+
+    def __init__(
+        self,
+        in_channels: int | Value,
+        out_channels: int | Value,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        output_padding: Size = 0,
+        groups: int | Value = 1,
+        bias: bool = True,
+        dilation: Size = 1,
+        **keywords: Any,
+    ) -> None:
+        given = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "kernel_size": kernel_size,
+            "stride": stride,
+            "padding": padding,
+            "output_padding": output_padding,
+            "groups": groups,
+            "dilation": dilation,
+        }
+        values, largest = split(given, {"bias": bias, **keywords})
+        held = _held_groups(values, largest, "out_channels")
+        super().__init__(**{**largest, "groups": held})
+        self.groups = largest["groups"]
+        self.values = values
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if not self.values:
+            return super().forward(input, output_size)
+        input, parts, sizes = self._prepared(input)
+        padding = sizes["output_padding"]
+        if output_size is not None:
+            stride, pads, kernel, dilation = (
+                list(sizes[name]) for name in ("stride", "padding", "kernel_size", "dilation")
             )
-        if {"kernel_size", "padding"} & self.values.keys():
-            # Centred kernels line up only where padding grows with the kernel's half.
-            is_odd = all(k % 2 == 1 for o in every for k in _pair(o["kernel_size"]))
-            offsets = {_offset(o) for o in every}
-            if not is_odd or len(offsets) != 1 or "valid" in offsets:
-                pairs = list(dict.fromkeys((o["kernel_size"], o["padding"]) for o in every))
-                raise ValueError(
-                    "kernels are blended around their centre: kernel sizes must be odd, and padding must be "
-                    "kernel_size // 2 (times dilation) plus a constant, or 'same'; got (kernel_size, "
-                    f"padding) {pairs}. Choose between whole layers with a LayerChoice, or search with a "
-                    "strategy that runs one path (RandomOneShot, ENAS)"
-                )
-
-    def frozen(self, freezer: Freezer) -> nn.Conv2d:
-        chosen = {name: value.of(freezer.architecture) for name, value in self.values.items()}
-        sizes = {**self._fixed(), **chosen}
-        plain = nn.Conv2d(**sizes, bias=self.bias is not None, padding_mode=self.padding_mode, device="meta")
-        plain.weight = freezer.part(self.weight, self._slice(sizes))
-        if self.bias is not None:
-            plain.bias = freezer.part(self.bias, self.bias[: sizes["out_channels"]])
-        return plain.train(self.training)
-
-    def _fixed(self) -> dict[str, Any]:
-        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-        return {name: getattr(self, name) for name in names}
-
-    def _sizes(self, combination: Combination) -> dict[str, Any]:
-        sizes = {**self._fixed(), **combination.values}
-        if isinstance(sizes["padding"], str):
-            return {**sizes, "kernel_size": _pair(sizes["kernel_size"])}
-        pairs = ("kernel_size", "stride", "padding", "dilation")
-        return {**sizes, **{name: _pair(sizes[name]) for name in pairs}}
-
-    def _slice(self, sizes: dict[str, Any]) -> Tensor:
-        (height, width), (high, wide) = _pair(sizes["kernel_size"]), self.kernel_size
-        top, left = (high - height) // 2, (wide - width) // 2
-        fan_in = sizes["in_channels"] // sizes["groups"]
-        return self.weight[: sizes["out_channels"], :fan_in, top : top + height, left : left + width]
+            padding = self._output_padding(input, output_size, stride, pads, kernel, 2, dilation)
+        return F.conv_transpose2d(
+            input,
+            parts["weight"],
+            parts.get("bias"),
+            sizes["stride"],
+            sizes["padding"],
+            padding,
+            sizes["groups"],
+            sizes["dilation"],
+        )
 
 
-def _presence(live: list[dict[str, Any]], weight: Tensor) -> Tensor:
-    """Which of the weights ``(·, fan_in, height, width)`` each outcome uses: 0/1, one row an outcome."""
-    _, fan_in, height, width = weight.shape
-    present = torch.zeros(len(live), fan_in, height, width, device=weight.device)
-    for row, sizes in zip(present, live, strict=True):
-        rows, columns = sizes["kernel_size"]
-        top, left = (height - rows) // 2, (width - columns) // 2
-        channels = sizes["in_channels"] // sizes["groups"]
-        row[:channels, top : top + rows, left : left + columns] = 1.0
-    return present
+def _held_groups(values: Mapping[str, Value], largest: Mapping[str, Any], thinned: str) -> int:
+    """Groups of the convolution that holds every outcome's weight.
+
+    The weight of a grouped convolution has ``thinned / groups`` channels on one axis. The one that is held
+    has as many as any outcome needs.
+
+    Raises:
+        ValueError: channels that groups do not divide.
+    """
+    every = [{**largest, **outcome} for outcome in outcomes(values)]
+    for sizes in every:
+        if sizes["in_channels"] % sizes["groups"] or sizes["out_channels"] % sizes["groups"]:
+            raise ValueError(
+                "in_channels and out_channels must be divisible by groups in every combination of "
+                f"options; got {sizes['in_channels']}, {sizes['out_channels']} and {sizes['groups']}"
+            )
+    needed = max(sizes[thinned] // sizes["groups"] for sizes in every)
+    common = math.gcd(largest["in_channels"], largest["out_channels"])
+    return max(n for n in range(1, common + 1) if common % n == 0 and largest[thinned] // n >= needed)
 
 
-def _offset(sizes: dict[str, Any]) -> tuple[int, ...] | str:
+def _centre(kernel: Sequence[int], held: Sequence[int]) -> Iterator[slice]:
+    """Where a kernel lies in the middle of a larger one."""
+    for size, largest in zip(kernel, held, strict=True):
+        start = (largest - size) // 2
+        yield slice(start, start + size)
+
+
+def _present(
+    live: Sequence[Mapping[str, Any]], fan_ins: Sequence[int], kernel: Sequence[int], weight: Tensor
+) -> Tensor:
+    """Which of the weights each outcome uses: 0/1, ``(outcomes, fan_in, *kernel)``."""
+    present = torch.zeros(len(live), max(fan_ins), *kernel, device=weight.device)
+    for row, sizes, fan_in in zip(present, live, fan_ins, strict=True):
+        row[(slice(fan_in), *_centre(sizes["kernel_size"], kernel))] = 1.0
+    # Channels that all outcomes have alike need no mask of their own.
+    return present if len(set(fan_ins)) > 1 else present[:, :1]
+
+
+def _offset(sizes: Mapping[str, Any]) -> tuple[int, ...] | str:
     """From the first place that the kernel's centre stands on, back to the input's edge."""
     if isinstance(sizes["padding"], str):
-        return str(sizes["padding"])
-    axes = map(_pair, (sizes["kernel_size"], sizes["dilation"], sizes["padding"]))
-    return tuple(k // 2 * d - p for k, d, p in zip(*axes, strict=True))
+        return sizes["padding"]
+    axes = zip(sizes["kernel_size"], sizes["dilation"], sizes["padding"], strict=True)
+    return tuple(k // 2 * d - p for k, d, p in axes)
 
 
-def _largest(value: Value) -> Any:
-    return _greatest(value.all())
-
-
-def _greatest(sizes: Sequence[Any]) -> Any:
-    """The largest number, or the largest of each axis where a size is a pair."""
-    if any(isinstance(size, tuple) for size in sizes):
-        return tuple(max(_pair(size)[axis] for size in sizes) for axis in (0, 1))
-    return max(sizes)
-
-
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return size if isinstance(size, tuple) else (size, size)
-
-
-def _padding_amounts(
-    padding: str | tuple[int, int], sizes: dict[str, Any]
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows and columns to add (before, after) where the padding is not of zeros."""
+def _padding_amounts(sizes: Mapping[str, Any]) -> list[int]:
+    """What to add before and after each axis, the last one first, where the padding is not of zeros."""
+    padding = sizes["padding"]
     if padding == "valid":
-        return (0, 0), (0, 0)
-    if isinstance(padding, tuple):
-        return (padding[0], padding[0]), (padding[1], padding[1])
-    totals = [d * (k - 1) for d, k in zip(_pair(sizes["dilation"]), sizes["kernel_size"], strict=True)]
-    rows, columns = ((total // 2, total - total // 2) for total in totals)
-    return rows, columns
+        padding = (0,) * len(sizes["kernel_size"])
+    amounts: list[int] = []
+    for axis in reversed(range(len(sizes["kernel_size"]))):
+        total = sizes["dilation"][axis] * (sizes["kernel_size"][axis] - 1)
+        same = (total // 2, total - total // 2)
+        amounts += same if padding == "same" else (padding[axis], padding[axis])
+    return amounts

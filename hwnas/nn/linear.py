@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, final
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hwnas.freezing import Freezer
-from hwnas.nn.mixed import MixedOperation, blend, split
-from hwnas.values import Value
+from hwnas.nn.mixed import MixedOperation, greatest_sizes, masks_input, presence, split
+from hwnas.values import Value, combinations
 
 
 @final
@@ -22,35 +21,40 @@ class Linear(MixedOperation, nn.Linear):
     arXiv 2004.05565, section 3.1), and the output keeps its largest size.
     """
 
+    elastic = ("in_features", "out_features")
+
     def __init__(
         self, in_features: int | Value, out_features: int | Value, bias: bool = True, **keywords: Any
     ) -> None:
-        values, largest = split({"in_features": in_features, "out_features": out_features})
-        super().__init__(largest["in_features"], largest["out_features"], bias=bias, **keywords)
+        given = {"in_features": in_features, "out_features": out_features}
+        values, largest = split(given, {"bias": bias, **keywords})
+        super().__init__(**largest)
         self.values = values
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.values:
             return super().forward(input)
-        found = self._combinations()
-        ins = [c.values.get("in_features", self.in_features) for c in found]
-        outs = [c.values.get("out_features", self.out_features) for c in found]
-        weight = self.weight[: max(outs), : max(ins)]
-        if found[0].weight is not None and "in_features" in self.values:
-            present = torch.tensor(ins, device=weight.device)[:, None] > torch.arange(
-                max(ins), device=weight.device
-            )
-            weight = weight * blend(present, found).to(weight.dtype)
-        return F.linear(input, weight, None if self.bias is None else self.bias[: max(outs)])
+        found = combinations(self.values)
+        live = self.live(found)
+        sizes = greatest_sizes(live)
+        parts = self.parts(sizes)
+        weight = parts["weight"]
+        mask = presence([outcome["in_features"] for outcome in live], found)
+        if mask is not None:
+            if masks_input(mask, weight, sizes["in_features"], sizes["out_features"]):
+                input = input * mask.to(input.dtype)
+            else:
+                weight = weight * mask.to(weight.dtype)
+        return F.linear(input, weight, parts.get("bias"))
 
     def check_can_mix(self) -> None:
         """Always possible."""
 
-    def frozen(self, freezer: Freezer) -> nn.Linear:
-        sizes = {name: value.of(freezer.architecture) for name, value in self.values.items()}
-        n_in, n_out = sizes.get("in_features", self.in_features), sizes.get("out_features", self.out_features)
-        plain = nn.Linear(n_in, n_out, bias=self.bias is not None, device="meta")
-        plain.weight = freezer.part(self.weight, self.weight[:n_out, :n_in])
+    def plain(self, sizes: Mapping[str, Any]) -> nn.Module:
+        return nn.Linear(**sizes, bias=self.bias is not None, device="meta")
+
+    def parts(self, sizes: Mapping[str, Any]) -> dict[str, Tensor]:
+        parts = {"weight": self.weight[: sizes["out_features"], : sizes["in_features"]]}
         if self.bias is not None:
-            plain.bias = freezer.part(self.bias, self.bias[:n_out])
-        return plain.train(self.training)
+            parts["bias"] = self.bias[: sizes["out_features"]]
+        return parts

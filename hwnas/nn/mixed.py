@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from hwnas.freezing import Freezes
-from hwnas.values import Combination, Value, combinations
+from hwnas.freezing import Freezer, Freezes
+from hwnas.values import Combination, Value, as_value, combinations, values_in
+
+# Arguments that are no sizes: any number will do.
+_FRACTIONS = {"eps", "momentum", "p", "dropout"}
 
 
 class MixedOperation(Freezes, nn.Module, ABC):
@@ -18,26 +22,152 @@ class MixedOperation(Freezes, nn.Module, ABC):
 
     It *is* its ``torch.nn`` class at the largest size (``isinstance`` and weight initialisation work);
     ``values`` holds the arguments that are decided. Without any it is the plain operation.
+
+    An operation of your own inherits from this and from the plain one. Its ``__init__`` hands what `split`
+    found to the plain ``__init__``, then sets ``values``; its ``forward`` runs on the `parts` of the
+    `running_sizes`. The test case in ``tests/contracts/mixed_operation.py`` holds it to what is promised
+    here::
+
+        class PReLU(MixedOperation, nn.PReLU):
+            elastic = ("num_parameters",)
+
+            def __init__(self, num_parameters: int | Value = 1, init: float = 0.25) -> None:
+                values, largest = split({"num_parameters": num_parameters}, {"init": init})
+                super().__init__(**largest)
+                self.values = values
+
+            def forward(self, input: Tensor) -> Tensor:
+                return F.prelu(input, self.parts(self.running_sizes())["weight"])
+
+            def plain(self, sizes: Mapping[str, Any]) -> nn.Module:
+                return nn.PReLU(**sizes, device="meta")
+
+            def parts(self, sizes: Mapping[str, Any]) -> dict[str, Tensor]:
+                return {"weight": self.weight[: sizes["num_parameters"]]}
+
+            def check_can_mix(self) -> None:
+                pass  # each channel by itself: the widest holds all others
+
+    What runs under mixing weights keeps to one rule: the input has the largest width and is not masked yet,
+    the output has the largest width and is not masked either. An operation that sums over its input's
+    channels masks them, by the expected presence of each (`blend`), so that what it returns is the mixture
+    of the sliced paths. Masking the producer's output too would square the weights.
     """
 
+    elastic: ClassVar[tuple[str, ...]]
+    """The arguments that may be values; attributes of these names hold the largest."""
+
     values: dict[str, Value]
+
+    @abstractmethod
+    def plain(self, sizes: Mapping[str, Any]) -> nn.Module:
+        """The ``torch.nn`` operation of these sizes, on the ``meta`` device."""
+
+    @abstractmethod
+    def parts(self, sizes: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Every parameter and buffer of `plain` by its name there, cut out of the largest."""
 
     @abstractmethod
     def check_can_mix(self) -> None:
         """Raises ``ValueError`` where no blended weight equals the mixture of the options."""
 
-    def _combinations(self) -> list[Combination]:
-        return combinations(self.values)
+    def sizes(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """All arguments that may be values, as ``chosen`` has them, else as they are fixed."""
+        return {name: chosen.get(name, getattr(self, name)) for name in self.elastic}
+
+    def live(self, found: Sequence[Combination]) -> list[dict[str, Any]]:
+        """The sizes of every outcome that this forward pass computes; one where nothing is mixed."""
+        return [self.sizes(combination.values) for combination in found]
+
+    def running_sizes(self) -> dict[str, Any]:
+        """The sizes of this forward pass: of the one path, or the largest of those that are mixed."""
+        return greatest_sizes(self.live(combinations(self.values)))
+
+    def undecided(self) -> dict[str, Value]:
+        """The arguments that can take more than one value."""
+        return {name: value for name, value in self.values.items() if len(value.all()) > 1}
+
+    @final
+    def frozen(self, freezer: Freezer) -> nn.Module:
+        sizes = self.sizes({name: value.of(freezer.architecture) for name, value in self.values.items()})
+        plain = self.plain(sizes)
+        for name, part in self.parts(sizes).items():
+            path, _, attribute = name.rpartition(".")
+            holder = plain.get_submodule(path)
+            if attribute not in holder._parameters:
+                holder._buffers[attribute] = part.detach().clone()
+                continue
+            whole = self.get_submodule(path)._parameters.get(attribute)
+            if whole is None:  # put together of several
+                asks = any(parameter.requires_grad for parameter in self.parameters())
+                holder._parameters[attribute] = nn.Parameter(part.detach().clone(), requires_grad=asks)
+            else:
+                holder._parameters[attribute] = freezer.part(whole, part)
+        return plain.train(self.training)
+
+    def extra_repr(self) -> str:
+        chosen = (f"{name}={value!r}" for name, value in self.values.items())
+        return ", ".join(filter(None, (super().extra_repr(), *chosen)))
 
 
-def split(arguments: Mapping[str, Any]) -> tuple[dict[str, Value], dict[str, Any]]:
-    """The arguments that are values, and all of them with each value at its largest."""
-    values = {name: value for name, value in arguments.items() if isinstance(value, Value)}
-    largest = {name: max(value.all()) for name, value in values.items()}
-    return values, {**arguments, **largest}
+def split(
+    elastic: Mapping[str, Any], fixed: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Value], dict[str, Any]]:
+    """The arguments that are values, and all of them with each value at its largest.
+
+    Args:
+        elastic: those that may be values, or lists and tuples of values.
+        fixed: those that may not.
+
+    Raises:
+        TypeError: a fixed argument is a value.
+        ValueError: an option of a size is not a whole number, or too small.
+    """
+    fixed = fixed or {}
+    for name, given in fixed.items():
+        if next(values_in(given), None) is not None:
+            raise TypeError(f"{name} cannot be a value; {', '.join(elastic)} can. Got {name}={given!r}")
+    given = {name: as_value(argument) for name, argument in elastic.items()}
+    values = {name: argument for name, argument in given.items() if isinstance(argument, Value)}
+    for name, value in values.items():
+        if name not in _FRACTIONS:
+            _check_sizes(name, value)
+    largest = {name: greatest(value.all()) for name, value in values.items()}
+    return values, {**given, **largest, **fixed}
 
 
-def blend(indicators: Tensor, found: list[Combination]) -> Tensor:
+def _check_sizes(name: str, value: Value) -> None:
+    least = 0 if "padding" in name else 1
+    for size in value.all():
+        axes = size if isinstance(size, tuple) else (size,)
+        if not isinstance(size, str) and not all(isinstance(n, Integral) and int(n) >= least for n in axes):
+            raise ValueError(
+                f"{name} must be whole, and from {least} up, under every option; {value!r} can be {size!r}. "
+                "Divide by //, or round with hwnas.to_int"
+            )
+
+
+def greatest(sizes: Sequence[Any]) -> Any:
+    """The largest number, or the largest of each axis where one of the sizes is a tuple."""
+    if any(isinstance(size, str) for size in sizes):  # padding by name
+        return sizes[0]
+    axes = next((len(size) for size in sizes if isinstance(size, tuple)), None)
+    if axes is None:
+        return max(sizes)
+    return tuple(map(max, zip(*(on_axes(size, axes) for size in sizes), strict=True)))
+
+
+def greatest_sizes(live: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The largest of every argument over several outcomes."""
+    return live[0] if len(live) == 1 else {name: greatest([s[name] for s in live]) for name in live[0]}
+
+
+def on_axes(size: Any, axes: int) -> tuple[Any, ...]:
+    """A size as one number for each axis."""
+    return size if isinstance(size, tuple) else (size,) * axes
+
+
+def blend(indicators: Tensor, found: Sequence[Combination]) -> Tensor:
     """The expectation of 0/1 masks over the outcomes.
 
     Args:
@@ -50,3 +180,26 @@ def blend(indicators: Tensor, found: list[Combination]) -> Tensor:
     weights = torch.stack([c.weight for c in found if c.weight is not None])
     blended: Tensor = torch.tensordot(weights, indicators.to(weights), dims=1)
     return blended
+
+
+def presence(widths: Sequence[int], found: Sequence[Combination]) -> Tensor | None:
+    """The expected presence of each channel, shape ``(largest width,)``; None where nothing is masked.
+
+    Args:
+        widths: of each outcome.
+        found: the outcomes, with their weights.
+    """
+    weight = found[0].weight
+    if weight is None or len(set(widths)) == 1:
+        return None
+    channels = torch.arange(max(widths), device=weight.device)
+    return blend(torch.tensor(widths, device=weight.device)[:, None] > channels, found)
+
+
+def masks_input(mask: Tensor, weight: Tensor, n_in: int, n_out: int) -> bool:
+    """Whether to mask the input rather than the weight: which of the two makes no difference but in time.
+
+    The gradient of a mask on the weight takes the weight's whole gradient. Where nobody else asks for that,
+    and the input is the smaller of the two sides, one product with the input is cheaper.
+    """
+    return mask.requires_grad and not weight.requires_grad and n_out > n_in

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import copy
+import math
 import operator
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hwnas import Gate, ModelSpace, ValueChoice
-from hwnas.values import Value, outcomes
+from hwnas import (
+    Gate,
+    ModelSpace,
+    ValueChoice,
+    case,
+    condition,
+    maximum,
+    minimum,
+    to_float,
+    to_int,
+)
+from hwnas.values import Value, as_value, outcomes
 
 
 class Reads(nn.Module):
@@ -30,6 +43,7 @@ operators = [
     operator.add,
     operator.sub,
     operator.mul,
+    operator.truediv,
     operator.floordiv,
     operator.mod,
     operator.lt,
@@ -38,6 +52,19 @@ operators = [
     operator.ge,
     operator.eq,
     operator.ne,
+    maximum,
+    minimum,
+    lambda a, b: maximum([a, b, 5]),
+    lambda a, b: minimum(a, b, 5),
+    lambda a, b: condition(a > b, a - b, b),
+    lambda a, b: condition(a % 2, b, -1),  # a number as a predicate, as in `if`
+    lambda a, b: to_int(a / b),
+    lambda a, b: to_float(a * b),
+    lambda a, b: -a + b,
+    lambda a, b: round(a / b),
+    lambda a, b: round(a / b, 1),
+    lambda a, b: math.floor(a / b) + math.ceil(a / b),
+    lambda a, b: case(a > b, {True: a, False: b * 2}),
 ]
 
 
@@ -79,6 +106,8 @@ def test_values_without_labels_are_decisions_of_their_own() -> None:
         ([0.25, 0.5], float, [0.25, 0.5]),
         ([1, 3], lambda value: list(range(value)), [[0], [0, 1, 2]]),
         ([1, 2], lambda value: torch.arange(4)[:value].tolist(), [[0], [0, 1]]),
+        ([1, 2], lambda value: torch.arange(4)[value].item(), [1, 2]),
+        ([1, 2], lambda value: torch.zeros(value, 4).view(4, value).shape, [(4, 1), (4, 2)]),
         ([3, 5], lambda value: "three" if value == 3 else "other", ["three", "other"]),
         ([3, 5], lambda value: bool(value != 3 and value > 4), [False, True]),
         ([0, 2], lambda value: "some" if value else "none", ["none", "some"]),
@@ -136,3 +165,81 @@ def test_options_must_be_some_and_different(options: list[Any]) -> None:
 def test_value_prints_as_its_formula() -> None:
     value = (ValueChoice([1, 2], label="k") - 1) // 2
     assert repr(value) == "((ValueChoice([1, 2], label='k') - 1) // 2)"
+
+
+def test_result_that_is_not_selected_is_not_computed() -> None:
+    count = ValueChoice([0, 2], label="count")
+    assert condition(count > 0, 8 // count, 1).all() == (1, 4)
+    assert case(count, {0: 1, 2: 8 // count}).all() == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (maximum(3, 4), 4),
+        (minimum([3, 4]), 3),
+        (condition(False, 3, 4), 4),
+        (case("a", {"a": 1, "b": 2}), 1),
+        (to_int(2.5), 2),
+        (to_float(2), 2.0),
+        (as_value((3, 1)), (3, 1)),
+    ],
+)
+def test_functions_of_plain_numbers_are_plain(value: Any, expected: Any) -> None:
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+def test_case_by_the_option_of_a_choice() -> None:
+    kind, width = ValueChoice(["small", [1, 2]], label="kind"), ValueChoice([8, 16], label="width")
+    value = case(kind, {"small": 4, (1, 2): width * 2, "unused": 0})
+    assert value.of({"kind": "small", "width": 16}) == 4
+    assert value.of({"kind": (1, 2), "width": 16}) == 32
+    assert [leaf.label for leaf in value.leaves()] == ["kind", "width"]
+
+
+@pytest.mark.parametrize("selector", [ValueChoice([1, 2, 3], label="c"), 3])
+def test_option_without_a_result_is_named(selector: Any) -> None:
+    with pytest.raises(ValueError, match=r"case needs a result for every option of .*; missing: .*3\]"):
+        case(selector, {1: 1})
+
+
+def test_tuple_that_holds_values_is_a_value() -> None:
+    kernel = ValueChoice([3, (5, 1)], label="kernel")
+    value = as_value([1, kernel, (kernel, 2)])
+    assert value.all() == ((1, 3, (3, 2)), (1, (5, 1), ((5, 1), 2)))
+    assert condition(kernel == 3, (1, kernel), 0).all() == ((1, 3), 0)
+    assert repr(as_value((1, ValueChoice([2], label="c")))) == "(1, ValueChoice([2], label='c'))"
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda v: int(maximum(v, 4)),
+        lambda v: int(condition(v > 3, v, 1)),
+        lambda v: int(case(v, {3: 7, 5: 9})),
+        lambda v: float(v / 2),
+    ],
+)
+def test_functions_in_forward_read_alike_before_and_after_freezing(read: Callable[[Any], Any]) -> None:
+    space = ModelSpace(Reads(ValueChoice([3, 5], label="c"), read))
+    for option in (3, 5):
+        with space.running(space.gates_of({"c": option})):
+            found = space(torch.zeros(1))
+        assert found == read(option) == space.freeze({"c": option})(torch.zeros(1))
+
+
+def test_every_value_survives_pickling_and_copying() -> None:
+    width = ValueChoice([3, 5], label="width")
+    value = condition(width > 3, maximum(width, 4) / 2, case(width, {3: round(-width * 0.4), 5: 1}))
+    value = as_value((value, to_int(width), width % 2))
+    for copied in (pickle.loads(pickle.dumps(value)), copy.deepcopy(value)):
+        assert copied.of({"width": 5}) == (2.5, 5, 1)
+        assert repr(copied) == repr(value)
+
+
+def test_comparing_values_while_a_network_is_built_points_to_the_functions() -> None:
+    with pytest.raises(
+        RuntimeError, match=r"decided only while its space runs.*hwnas\.condition, case, maxi"
+    ):
+        max(ValueChoice([1, 2], label="c"), 1)

@@ -1,187 +1,228 @@
 from __future__ import annotations
 
-import itertools
-from typing import Any
+from abc import ABC
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hwnas import Gate, ModelSpace, ValueChoice
-from hwnas.nn import Conv2d
+from hwnas import ModelSpace, ValueChoice, condition
+from hwnas.nn import Conv1d, Conv2d, Conv3d, ConvTranspose2d
+from tests.contracts.mixed_operation import Arguments, MixedOperationContract, choice
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+
+NARROW = {"in_channels": 8, "out_channels": 8, "kernel_size": 3}
 
 
-def pair(size: Any) -> tuple[int, int]:
-    return size if isinstance(size, tuple) else (size, size)
-
-
-def slice_of(conv: nn.Conv2d, chosen: dict[str, Any]) -> tuple[slice, ...]:
-    """Reference: channels from the front, kernels from the centre."""
-    cuts = [slice(chosen["out_channels"]), slice(chosen["in_channels"] // chosen["groups"])]
-    for largest, size in zip(conv.weight.shape[2:], pair(chosen["kernel_size"]), strict=True):
-        cuts.append(slice((largest - size) // 2, (largest - size) // 2 + size))
-    return tuple(cuts)
-
-
-def freshly_built(conv: Conv2d, chosen: dict[str, Any]) -> nn.Conv2d:
-    plain = nn.Conv2d(**chosen, bias=conv.bias is not None, padding_mode=conv.padding_mode).double()
-    with torch.no_grad():
-        plain.weight.copy_(conv.weight[slice_of(conv, chosen)])
-        if conv.bias is not None and plain.bias is not None:
-            plain.bias.copy_(conv.bias[: chosen["out_channels"]])
-    return plain
+def on_axes(size: Any, axes: int) -> tuple[int, ...]:
+    return size if isinstance(size, tuple) else (size,) * axes
 
 
 @st.composite
-def arguments(draw: st.DrawFn) -> dict[str, Any]:
-    """Arguments of a Conv2d, some of them choices; every combination is a valid torch.nn.Conv2d."""
-
-    def maybe_choice(name: str, pool: list[Any]) -> Any:
-        options = draw(st.lists(st.sampled_from(pool), min_size=1, max_size=3, unique=True))
-        return ValueChoice(options, label=name) if len(options) > 1 else options[0]
-
-    channels = maybe_choice("in", [4, 8, 12])
-    kind = draw(st.sampled_from(["dense", "grouped", "groups chosen", "depthwise"]))
-    groups: Any = {"dense": 1, "grouped": 4, "depthwise": channels}.get(kind)
-    kernel = maybe_choice("kernel", draw(st.sampled_from([[1, 3, 5], [2, 3, 4], [(1, 3), (3, 1), (5, 3)]])))
-    is_square = isinstance(kernel, int) or (isinstance(kernel, ValueChoice) and kernel.options[0] in range(9))
-    same = draw(st.booleans())
-    halves = [kernel // 2] if is_square else []
-    padding = "same" if same else draw(st.sampled_from([0, 1, (2, 1), "valid", *halves]))
-    return {
-        "in_channels": channels,
-        "out_channels": channels if kind == "depthwise" else maybe_choice("out", [4, 8, 16]),
-        "kernel_size": kernel,
-        "stride": 1 if same else maybe_choice("stride", [1, 2, (1, 2)]),
-        "padding": padding,
-        "dilation": maybe_choice("dilation", [1, 2]),
-        "groups": maybe_choice("groups", [1, 2, 4]) if groups is None else groups,
-        "bias": draw(st.booleans()),
-        "padding_mode": draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"])),
+def channels(draw: st.DrawFn, mixed: bool) -> Arguments:
+    """Channels and groups of which every outcome is valid."""
+    width = choice(draw, "in", [4, 8, 12])
+    out = choice(draw, "out", [4, 8, 16])
+    kinds: dict[str, Arguments] = {
+        "dense": {"in_channels": width, "out_channels": out, "groups": 1},
+        "depthwise": {"in_channels": width, "out_channels": width, "groups": width},
+        "multiplied": {"in_channels": width, "out_channels": width * 2, "groups": width},
+        "grouped by 4": {"in_channels": width, "out_channels": width // 2, "groups": width // 4},
     }
+    if not mixed:
+        kinds["grouped"] = {"in_channels": width, "out_channels": out, "groups": 4}
+        groups = choice(draw, "groups", [1, 2, 4])
+        kinds["groups chosen"] = {"in_channels": width, "out_channels": out, "groups": groups}
+    return kinds[draw(st.sampled_from(list(kinds)))]
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@given(arguments(), st.data())
-@settings(deadline=None, max_examples=150)
-def test_sampled_path_equals_freshly_built_convolution(given_arguments: dict[str, Any], data: Any) -> None:
-    conv = Conv2d(**given_arguments).double()
-    width = ValueChoice([1, 2], label="other")  # so that a space without a choice in the conv is one
-    conv.other = width
+class ConvolutionContract(MixedOperationContract, ABC):
+    """Promises in any number of dimensions."""
+
+    axes: ClassVar[int]
+    size: ClassVar[int]
+    transposed: ClassVar[bool] = False
+
+    def kernels(self) -> st.SearchStrategy[Any]:
+        """Lists of kernel sizes: plain, even, and one size an axis."""
+        tuples = [tuple(3 if axis == turn else 1 for axis in range(self.axes)) for turn in range(self.axes)]
+        return st.sampled_from([[1, 3, 5], [2, 3, 4], [*tuples, 3], [(3,) * self.axes, (5,) * self.axes]])
+
+    def weights(self, state: Mapping[str, Tensor], sizes: Arguments) -> dict[str, Tensor]:
+        whole = state["weight"]
+        n_in, n_out, groups = sizes["in_channels"], sizes["out_channels"], sizes["groups"]
+        cut = (
+            [slice(n_in), slice(n_out // groups)]
+            if self.transposed
+            else [slice(n_out), slice(n_in // groups)]
+        )
+        for largest, size in zip(whole.shape[2:], on_axes(sizes["kernel_size"], self.axes), strict=True):
+            cut.append(slice((largest - size) // 2, (largest - size) // 2 + size))
+        parts = {"weight": whole[tuple(cut)]}
+        return {**parts, "bias": state["bias"][:n_out]} if "bias" in state else parts
+
+    def inputs(self, sizes: Arguments) -> tuple[Tensor, ...]:
+        sides = (self.size + axis for axis in range(self.axes))
+        return (torch.randn(2, sizes["in_channels"], *sides, dtype=torch.double),)
+
+    def refused_arguments(self) -> Sequence[Arguments]:
+        given = [
+            {"stride": ValueChoice([1, 2], label="c")},
+            {"dilation": ValueChoice([1, 2], label="c")},
+            {"groups": ValueChoice([1, 2], label="c")},
+            {"groups": 2, "out_channels": ValueChoice([8, 16], label="c")},
+            {"kernel_size": ValueChoice([2, 3], label="c")},
+            {"kernel_size": ValueChoice([3, 5], label="c"), "padding": 1},
+            {"padding": ValueChoice([0, 1], label="c")},
+        ]
+        return [{**NARROW, **some} for some in given]
+
+
+class PlainConvolutionContract(ConvolutionContract, ABC):
+    """Promises of those that are not transposed."""
+
+    def arguments(self) -> st.SearchStrategy[Arguments]:
+        @st.composite
+        def drawn(draw: st.DrawFn) -> Arguments:
+            kernel = choice(draw, "kernel", draw(self.kernels()))
+            is_number = not isinstance(getattr(kernel, "options", (kernel,))[-1], tuple) and not isinstance(
+                getattr(kernel, "options", (kernel,))[0], tuple
+            )
+            same = draw(st.booleans())
+            pads = [0, 1, (2, *(1,) * (self.axes - 1)), "valid", *([kernel // 2] if is_number else [])]
+            return {
+                **draw(channels(mixed=False)),
+                "kernel_size": kernel,
+                "stride": 1 if same else choice(draw, "stride", [1, 2, (2, *(1,) * (self.axes - 1))]),
+                "padding": "same" if same else draw(st.sampled_from(pads)),
+                "dilation": choice(draw, "dilation", [1, 2]),
+                "bias": draw(st.booleans()),
+                "padding_mode": draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"])),
+            }
+
+        return drawn()
+
+    def mixed_arguments(self) -> st.SearchStrategy[Arguments]:
+        @st.composite
+        def drawn(draw: st.DrawFn) -> Arguments:
+            kernel = choice(draw, "kernel", draw(st.sampled_from([[1, 3, 5], [3, 5]])))
+            dilation = draw(st.sampled_from([1, 2]))
+            first: Any = kernel
+            half: Any = kernel // 2 * dilation
+            if draw(st.booleans()):  # one axis of the kernel alone is chosen
+                first = (kernel, *(2,) * (self.axes - 1))
+                half = (half, *(1,) * (self.axes - 1))
+            stride = draw(st.sampled_from([1, 2]))
+            return {
+                **draw(channels(mixed=True)),
+                "kernel_size": first,
+                "stride": stride,
+                "padding": "same" if stride == 1 and draw(st.booleans()) else half,
+                "dilation": dilation,
+                "bias": draw(st.booleans()),
+                "padding_mode": draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"])),
+            }
+
+        return drawn()
+
+    def refused_arguments(self) -> Sequence[Arguments]:
+        kernel = ValueChoice([3, 5], label="c")
+        return [
+            *super().refused_arguments(),
+            {**NARROW, "kernel_size": ValueChoice([2, 4], label="c"), "padding": "same"},
+            {**NARROW, "kernel_size": kernel, "padding": "valid"},
+        ]
+
+
+class TestConv1d(PlainConvolutionContract):
+    operation, plain, axes, size = Conv1d, nn.Conv1d, 1, 11
+
+
+class TestConv2d(PlainConvolutionContract):
+    operation, plain, axes, size = Conv2d, nn.Conv2d, 2, 10
+
+
+class TestConv3d(PlainConvolutionContract):
+    operation, plain, axes, size = Conv3d, nn.Conv3d, 3, 9
+
+
+class TestConvTranspose2d(ConvolutionContract):
+    operation, plain, axes, size = ConvTranspose2d, nn.ConvTranspose2d, 2, 4
+    transposed = True
+
+    def arguments(self) -> st.SearchStrategy[Arguments]:
+        @st.composite
+        def drawn(draw: st.DrawFn) -> Arguments:
+            return {
+                **draw(channels(mixed=False)),
+                "kernel_size": choice(draw, "kernel", draw(self.kernels())),
+                "stride": choice(draw, "stride", [2, 3, (2, 3)]),
+                "padding": choice(draw, "padding", [0, 1, (1, 0)]),
+                "output_padding": choice(draw, "output_padding", [0, 1, (0, 1)]),
+                "dilation": choice(draw, "dilation", [1, 2]),
+                "bias": draw(st.booleans()),
+            }
+
+        return drawn()
+
+    def mixed_arguments(self) -> st.SearchStrategy[Arguments]:
+        @st.composite
+        def drawn(draw: st.DrawFn) -> Arguments:
+            kernel = choice(draw, "kernel", draw(st.sampled_from([[1, 3, 5], [3, 5]])))
+            dilation = draw(st.sampled_from([1, 2]))
+            half = kernel // 2 * dilation
+            size, padding = draw(st.sampled_from([(kernel, half), ((kernel, 2), (half, 1))]))
+            return {
+                **draw(channels(mixed=True)),
+                "kernel_size": size,
+                "stride": draw(st.sampled_from([1, 2])),
+                "padding": padding,
+                "dilation": dilation,
+                "bias": draw(st.booleans()),
+            }
+
+        return drawn()
+
+    def refused_arguments(self) -> Sequence[Arguments]:
+        changes = {"stride": 2, "output_padding": ValueChoice([0, 1], label="c")}
+        return [*super().refused_arguments(), {**NARROW, **changes}]
+
+
+@pytest.mark.parametrize(("option", "size"), [(2, 9), (3, 8)])
+def test_transposed_convolution_takes_an_output_size_under_every_option(option: int, size: int) -> None:
+    kernel = ValueChoice([2, 3], label="kernel")
+    conv = ConvTranspose2d(4, 4, kernel, stride=2, padding=kernel // 3)
     space = ModelSpace(conv)
-    architecture = {label: data.draw(st.sampled_from(options)) for label, options in space.options.items()}
-    sizes = {k: v for k, v in given_arguments.items() if k not in ("bias", "padding_mode")}
-    chosen = {k: v.of(architecture) if hasattr(v, "of") else v for k, v in sizes.items()}
-    plain = freshly_built(conv, chosen)
-    x = torch.randn(2, chosen["in_channels"], 11, 13, dtype=torch.double, requires_grad=True)
-
-    with space.running(space.gates_of(architecture)):
-        output = space(x)
-    expected = plain(x)
-    torch.testing.assert_close(output, expected)
-
-    cotangent = torch.randn_like(expected)
-    to_x, to_weight = torch.autograd.grad(output, (x, conv.weight), cotangent)
-    expected_to_x, expected_to_weight = torch.autograd.grad(expected, (x, plain.weight), cotangent)
-    torch.testing.assert_close(to_x, expected_to_x)
-    embedded = torch.zeros_like(conv.weight)
-    embedded[slice_of(conv, chosen)] = expected_to_weight
-    torch.testing.assert_close(to_weight, embedded)
-
-    frozen = space.freeze(architecture)
-    assert type(frozen) is nn.Conv2d
-    torch.testing.assert_close(frozen(x), expected)
-
-
-def mixing(space: ModelSpace, logits: dict[str, Tensor]) -> dict[str, Gate]:
-    return {
-        label: Gate(tuple(range(len(options))), logits[label].softmax(0))
-        for label, options in space.options.items()
-    }
-
-
-def assert_blend_is_mixture(space: ModelSpace, x: Tensor) -> None:
-    """One blended forward equals the weighted sum over all architectures, value and gradient."""
-    generator = torch.Generator().manual_seed(0)
-    logits = {
-        label: torch.randn(len(options), dtype=torch.double, generator=generator).requires_grad_()
-        for label, options in space.options.items()
-    }
-    with space.running(mixing(space, logits)):
-        blended = space(x)
-    expected = torch.zeros_like(blended)
-    for chosen in itertools.product(*(range(len(options)) for options in space.options.values())):
-        weight = torch.ones((), dtype=torch.double)
-        for label, index in zip(space.options, chosen, strict=True):
-            weight = weight * logits[label].softmax(0)[index]
-        options = zip(space.options.items(), chosen, strict=True)
-        with space.running(space.gates_of({label: all_[index] for (label, all_), index in options})):
-            path = space(x)
-        expected = expected + weight * path
-    torch.testing.assert_close(blended, expected, rtol=1e-12, atol=1e-12)
-
-    parameters = [*logits.values(), *space.parameters()]
-    cotangent = torch.randn_like(blended)
-    found = torch.autograd.grad(blended, parameters, cotangent)
-    brute = torch.autograd.grad(expected, parameters, cotangent)
-    torch.testing.assert_close(found, brute, rtol=1e-10, atol=1e-11)
-
-
-@given(
-    st.sampled_from([[1, 3, 5], [3, 7], [(1, 3), (3, 1), (3, 5)]]),
-    st.sampled_from(["same", "half"]),
-    st.sampled_from(["zeros", "reflect", "replicate", "circular"]),
-    st.sampled_from([1, 2]),
-    st.sampled_from([1, 2, 4]),
-)
-@settings(deadline=None, max_examples=40)
-def test_blended_kernel_equals_weighted_sum_of_convolutions(
-    kernels: list[Any], padding: str, mode: Any, dilation: int, groups: int
-) -> None:
-    kernel = ValueChoice(kernels, label="kernel")
-    pads: Any = "same"
-    if padding == "half" and isinstance(kernels[0], int):
-        pads = kernel // 2 * dilation
-    conv = Conv2d(4, 4, kernel, padding=pads, dilation=dilation, groups=groups, padding_mode=mode).double()
-    conv.check_can_mix()
-    assert_blend_is_mixture(ModelSpace(conv), torch.randn(2, 4, 10, 9, dtype=torch.double))
-
-
-def test_strided_blended_kernel_equals_weighted_sum() -> None:
-    kernel = ValueChoice([3, 5, 7], label="kernel")
-    conv = Conv2d(4, 6, kernel, stride=2, padding=kernel // 2 - 1).double()
-    conv.check_can_mix()
-    assert_blend_is_mixture(ModelSpace(conv), torch.randn(2, 4, 12, 11, dtype=torch.double))
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"stride": ValueChoice([1, 2], label="c")},
-        {"dilation": ValueChoice([1, 2], label="c")},
-        {"groups": ValueChoice([1, 2], label="c")},
-        {"groups": 2, "out_channels": ValueChoice([8, 16], label="c")},
-        {"kernel_size": ValueChoice([2, 4], label="c"), "padding": "same"},
-        {"kernel_size": ValueChoice([2, 3], label="c")},
-        {"kernel_size": ValueChoice([3, 5], label="c"), "padding": 1},
-        {"kernel_size": ValueChoice([3, 5], label="c"), "padding": "valid"},
-        {"padding": ValueChoice([0, 1], label="c")},
-    ],
-    ids=str,
-)
-def test_what_no_blended_kernel_equals_is_refused(arguments: dict[str, Any]) -> None:
-    conv = Conv2d(**{"in_channels": 8, "out_channels": 8, "kernel_size": 3, **arguments})
-    space = ModelSpace(nn.Sequential(nn.Identity(), conv))
-    with pytest.raises(ValueError, match=r"'1' cannot be searched with mixing weights: .*LayerChoice"):
-        space.check_can_mix()
+    x = torch.randn(1, 4, 4, 4)
+    with space.running(space.gates_of({"kernel": option})):
+        output = space(x, output_size=[size, size])
+    assert output.shape[2:] == (size, size)
+    torch.testing.assert_close(output, space.freeze({"kernel": option})(x, output_size=[size, size]))
 
 
 def test_channels_that_groups_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match="divisible by groups in every combination of options; got 6, 8 and"):
         Conv2d(ValueChoice([6, 8], label="width"), 8, 3, groups=4)
+
+
+@pytest.mark.parametrize("name", ["in_channels", "out_channels", "kernel_size"])
+@pytest.mark.parametrize("size", [8.0, 0, (3, -1)])
+def test_sizes_that_are_none_are_refused_by_name(name: str, size: Any) -> None:
+    value = ValueChoice([4, size], label="c")
+    with pytest.raises(ValueError, match=rf"{name} must be whole, and from 1 up, .* can be .*hwnas\.to_int"):
+        Conv2d(**{**NARROW, name: value})
+
+
+def test_argument_that_cannot_be_a_value_is_refused_by_name() -> None:
+    with pytest.raises(
+        TypeError, match=r"bias cannot be a value; in_channels, .* can\. Got bias=ValueChoice"
+    ):
+        Conv2d(4, 4, 3, bias=ValueChoice([False, True], label="c"))  # type: ignore[arg-type]
 
 
 def test_two_objects_with_one_label_are_one_decision_of_a_depthwise_convolution() -> None:
@@ -191,8 +232,24 @@ def test_two_objects_with_one_label_are_one_decision_of_a_depthwise_convolution(
     assert ModelSpace(conv).freeze({"width": 12}).weight.shape == (12, 1, 3, 3)
 
 
+def test_held_weight_fits_every_outcome_whose_groups_divide_nothing_else() -> None:
+    # 5 channels a group under one option, 4 under the other: no number of groups has both.
+    width = ValueChoice([5, 12], label="width")
+    conv = Conv2d(width, 15, 1, groups=condition(width > 5, 3, 1))
+    space = ModelSpace(conv)
+    assert space.freeze({"width": 5}).weight.shape == (15, 5, 1, 1)
+    assert space.freeze({"width": 12}).weight.shape == (15, 4, 1, 1)
+
+
 def test_convolution_without_a_choice_is_the_plain_one() -> None:
     conv = Conv2d(4, 8, 3, padding=1, groups=2)
     x = torch.randn(1, 4, 5, 5)
     torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1, groups=2))
     assert conv.weight.shape == nn.Conv2d(4, 8, 3, groups=2).weight.shape
+
+
+def test_choices_are_printed() -> None:
+    printed = repr(Conv2d(3, ValueChoice([4, 8], label="width"), 3))
+    assert printed == (
+        "Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), out_channels=ValueChoice([4, 8], label='width'))"
+    )

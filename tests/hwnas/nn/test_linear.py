@@ -1,37 +1,42 @@
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from hwnas import Gate, ModelSpace, ValueChoice
 from hwnas.nn import Linear
+from tests.contracts.mixed_operation import Arguments, MixedOperationContract, choice
 
-sizes = st.lists(st.integers(1, 9), min_size=2, max_size=4, unique=True)
 
+class TestLinear(MixedOperationContract):
+    operation, plain = Linear, nn.Linear
 
-@given(sizes, sizes, st.booleans(), st.data())
-@settings(deadline=None)
-def test_sampled_path_equals_freshly_built_linear(ins: Any, outs: Any, bias: bool, data: Any) -> None:
-    layer = Linear(ValueChoice(ins, label="in"), ValueChoice(outs, label="out"), bias=bias).double()
-    space = ModelSpace(layer)
-    n_in, n_out = data.draw(st.sampled_from(ins)), data.draw(st.sampled_from(outs))
-    plain = nn.Linear(n_in, n_out, bias=bias).double()
-    state = {"weight": layer.weight[:n_out, :n_in], "bias": layer.bias[:n_out] if bias else None}
-    plain.load_state_dict({name: part for name, part in state.items() if part is not None})
-    x = torch.randn(2, 3, n_in, dtype=torch.double, requires_grad=True)
+    def arguments(self) -> st.SearchStrategy[Arguments]:
+        @st.composite
+        def drawn(draw: st.DrawFn) -> Arguments:
+            return {
+                "in_features": choice(draw, "in", range(1, 9)),
+                "out_features": choice(draw, "out", range(1, 9)),
+                "bias": draw(st.booleans()),
+            }
 
-    with space.running(space.gates_of({"in": n_in, "out": n_out})):
-        output = space(x)
-    torch.testing.assert_close(output, plain(x))
-    found = torch.autograd.grad(output.square().sum(), (x, layer.weight))
-    expected = torch.autograd.grad(plain(x).square().sum(), (x, plain.weight))
-    torch.testing.assert_close(found[0], expected[0])
-    torch.testing.assert_close(found[1][:n_out, :n_in], expected[1])
-    assert found[1].count_nonzero() <= n_out * n_in  # nothing outside of the slice
+        return drawn()
+
+    def mixed_arguments(self) -> st.SearchStrategy[Arguments]:
+        return self.arguments()
+
+    def refused_arguments(self) -> Sequence[Arguments]:
+        return []
+
+    def inputs(self, sizes: Arguments) -> tuple[Tensor, ...]:
+        return (torch.randn(2, 3, sizes["in_features"], dtype=torch.double),)
+
+    def weights(self, state: Mapping[str, Tensor], sizes: Arguments) -> dict[str, Tensor]:
+        parts = {"weight": state["weight"][: sizes["out_features"], : sizes["in_features"]]}
+        return {**parts, "bias": state["bias"][: sizes["out_features"]]} if "bias" in state else parts
 
 
 def test_linear_after_flatten_of_a_coupled_width_equals_mixture() -> None:
