@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.activity import Activity
-from hwnas.choices import Branching, Choice, Condition, InputChoice, LayerChoice, Repeat
+from hwnas.choices import Branching, Choice, Condition, Derives, InputChoice, LayerChoice, Mixes
 from hwnas.counting import Counter, Factor
 from hwnas.freezing import Freezer
 from hwnas.gate import Gate
@@ -31,7 +31,7 @@ class ModelSpace(nn.Module):
     label are named after their place.
 
     Args:
-        network: any module with at least one `LayerChoice`, `InputChoice`, `Repeat` or `ValueChoice`.
+        network: any module with at least one `LayerChoice`, `InputChoice`, `Repeat`, `Cell` or `ValueChoice`.
 
     Attributes:
         network: the module that was given.
@@ -81,7 +81,7 @@ class ModelSpace(nn.Module):
         if not self._choices:
             raise ValueError(
                 f"a ModelSpace needs a network with at least one choice; {type(self.network).__name__} "
-                "holds no LayerChoice, InputChoice, Repeat or ValueChoice"
+                "holds no LayerChoice, InputChoice, Repeat, Cell or ValueChoice"
             )
         self._activity = {label: Activity(tuple(found)) for label, found in paths.items()}
 
@@ -240,29 +240,38 @@ class ModelSpace(nn.Module):
 
     def check_can_mix(self) -> None:
         """Raises ``ValueError``, naming the place, where mixing weights cannot be applied."""
-        from hwnas.nn.mixed import MixedOperation
-
-        blended: set[str] = set()
+        mixed: set[str] = set()
         for name, module in self.network.named_modules():
-            if isinstance(module, MixedOperation):
-                try:
-                    module.check_can_mix()
-                except ValueError as error:
-                    raise ValueError(f"'{name}' cannot be searched with mixing weights: {error}") from error
-            elif isinstance(module, InputChoice) and not module.can_mix():
-                raise ValueError(
-                    f"'{name}' cannot be searched with mixing weights: an InputChoice with reduction "
-                    f"'{module.reduction}' has no weighted sum; use 'sum' or 'mean'"
-                )
-            if isinstance(module, MixedOperation | Repeat):
-                blended |= {str(choice.label) for choice in _own_choices(module)}
+            mixing = module if isinstance(module, Mixes) else None
+            if mixing is None:
+                continue
+            try:
+                mixing.check_can_mix()
+            except ValueError as error:
+                raise ValueError(f"'{name}' cannot be searched with mixing weights: {error}") from error
+            mixed |= {str(choice.label) for choice in _own_choices(module)}
         for label, found in self._choices.items():
-            if isinstance(found[0], ValueChoice) and label not in blended:
+            if isinstance(found[0], ValueChoice) and label not in mixed:
                 raise ValueError(
                     f"ValueChoice '{label}' cannot be searched with mixing weights: it is read as a plain "
                     "number only; use it as an argument of an operation in hwnas.nn, or search with a "
                     "strategy that runs one path (RandomOneShot, ENAS)"
                 )
+
+    def derived_probabilities(self, probabilities: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The distribution over architectures that mixing weights stand for, differentiably.
+
+        Those of the options themselves, but for choices that are derived by a rule of their own: the
+        edges of a `Cell` that are kept by strength. Penalties and derivation are over these.
+
+        Args:
+            probabilities: one row ``(options,)`` for each label.
+        """
+        rows = dict(probabilities)
+        for module in self.network.modules():
+            if isinstance(module, Derives):
+                rows.update(module.derived_probabilities(probabilities))
+        return rows
 
     # ---- sites
 

@@ -170,7 +170,7 @@ class DifferentiableStrategy(Strategy):
             if loss is None:
                 return
             if self.penalty is not None:
-                loss = self.penalty(loss, self.logits.probabilities())
+                loss = self.penalty(loss, self.space.derived_probabilities(self.logits.probabilities()))
             self.check_finite(loss, trainer, "loss of the architecture")
             # Here, while the buffers are still those of the forward pass: autograd checks them.
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -185,7 +185,7 @@ class DifferentiableStrategy(Strategy):
         self._arch_optimizer.zero_grad()
         self.after_architecture_step(gates, before)
         if self.penalty is not None:
-            self.penalty.update(self.probabilities())
+            self.penalty.update(self.space.derived_probabilities(self.probabilities()))
 
     # ---- logs
 
@@ -195,7 +195,8 @@ class DifferentiableStrategy(Strategy):
         pl_module.log("architecture_entropy", torch.stack(entropies).mean().float())
         if self.penalty is not None:
             profiler = self.penalty.profiler
-            pl_module.log(f"expected_{profiler.unit}", float(profiler.cost.expected(found)))
+            expected = profiler.cost.expected(self.space.derived_probabilities(found))
+            pl_module.log(f"expected_{profiler.unit}", float(expected))
             for name, value in self.penalty.state_dict().items():
                 pl_module.log(f"penalty_{name}", float(value))
 
