@@ -18,6 +18,7 @@ from hwnas.choices import Branching, Choice, Condition, Derives, InputChoice, La
 from hwnas.counting import Counter, Factor
 from hwnas.freezing import Freezer
 from hwnas.gate import Gate
+from hwnas.subnet_weights import load_subnet_weights
 from hwnas.values import ValueChoice, as_option, values_in
 from profilers.space import Architecture, Option, Site
 
@@ -192,6 +193,32 @@ class ModelSpace(nn.Module):
         """
         return Freezer(self.canonical(architecture))(self.network)
 
+    def subnet_state_dict(self, architecture: Mapping[str, Option]) -> dict[str, Any]:
+        """The state of an architecture's subnet, cut out of the weights that the space has now.
+
+        ``space.freeze(a).load_state_dict(space.subnet_state_dict(a))`` brings a subnet up to date. Only what
+        the subnet holds is copied.
+
+        Raises:
+            ValueError: as `validate`.
+        """
+        return self.freeze(architecture).state_dict()
+
+    def load_subnet_state_dict(self, architecture: Mapping[str, Option], state: Mapping[str, Any]) -> None:
+        """Writes a subnet's weights and buffers (BatchNorm statistics) back to where they came from.
+
+        What is not in the subnet stays as it is. Equal slices are one tensor in a subnet and here.
+
+        Args:
+            architecture: that of the subnet.
+            state: its ``state_dict()``; types and devices may be others than the space's.
+
+        Raises:
+            ValueError: names or shapes that are not those of the architecture's subnet; or a tensor that
+                `freeze` computes, instead of cutting it out of the space's.
+        """
+        load_subnet_weights(self.network, self.canonical(architecture), state)
+
     # ---- running
 
     def gates_of(self, architecture: Mapping[str, Option]) -> dict[str, Gate]:
@@ -268,10 +295,20 @@ class ModelSpace(nn.Module):
             probabilities: one row ``(options,)`` for each label.
         """
         rows = dict(probabilities)
+        for module in self._deriving:
+            rows.update(module.derived_probabilities(probabilities))
+        return rows
+
+    @cached_property
+    def _deriving(self) -> tuple[Derives, ...]:
+        """The modules with a rule of their own, one of those that are one decision."""
+        uniform = {label: torch.ones(len(found)) / len(found) for label, found in self.options.items()}
+        found: dict[tuple[str, ...], Derives] = {}
         for module in self.network.modules():
             if isinstance(module, Derives):
-                rows.update(module.derived_probabilities(probabilities))
-        return rows
+                labels = tuple(module.derived_probabilities(uniform))
+                found.setdefault(labels, module)
+        return tuple(found.values())
 
     # ---- sites
 
