@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from hwnas.activity import Activity
 from hwnas.choices import Branching, Choice, Condition, Derives, InputChoice, LayerChoice, Mixes
 from hwnas.counting import Counter, Factor
-from hwnas.freezing import Freezer
+from hwnas.freezing import Freezer, contents
 from hwnas.gate import Gate
 from hwnas.subnet_weights import load_subnet_weights
-from hwnas.values import ValueChoice, as_option, values_in
+from hwnas.values import Value, ValueChoice, as_option, values_in
 from profilers.space import Architecture, Option, Site
 
 
@@ -389,18 +389,13 @@ def _name_choices(network: nn.Module) -> None:
 
 
 def _name_values(held: object, name: str) -> None:
-    if isinstance(held, dict):
-        for key, item in held.items():
+    for keys, found in contents(held):
+        if isinstance(found, Value):
             # A mixed operation's `values` are its arguments: `conv.out_channels`, not `conv.values.…`.
-            _name_values(item, f"{name.removesuffix('.values')}.{key}")
-    elif isinstance(held, list | tuple):
-        for index, item in enumerate(held):
-            _name_values(item, f"{name}.{index}")
-    else:
-        for value in values_in(held):
-            unnamed = [leaf for leaf in value.leaves() if leaf.label is None]
+            place = ".".join((name.removesuffix(".values") if keys else name, *keys))
+            unnamed = [leaf for leaf in found.leaves() if leaf.label is None]
             for index, leaf in enumerate(unnamed):
-                leaf.label = name if len(unnamed) == 1 else f"{name}.{index}"
+                leaf.label = place if len(unnamed) == 1 else f"{place}.{index}"
 
 
 def _places(module: nn.Module, path: tuple[Condition, ...]) -> Iterator[tuple[Choice, tuple[Condition, ...]]]:

@@ -114,6 +114,26 @@ class ChoiceContract(ABC):
             assert macs.profile(architecture) == count_macs(subnet, inputs).headline
             assert params.profile(architecture) == sum(p.numel() for p in subnet.parameters())
 
+    def test_state_of_every_subnet_goes_back_to_where_it_came_from(self) -> None:
+        space, inputs = self._ready()
+        for architecture in space.grid():
+            subnet = space.freeze(architecture)
+            with torch.no_grad():
+                for tensor in subnet.parameters():
+                    tensor.add_(torch.randn_like(tensor))
+            space.load_subnet_state_dict(architecture, subnet.state_dict())
+            _assert_close(_path(space, architecture, inputs), subnet(*inputs))
+            found = space.subnet_state_dict(architecture)
+            assert found.keys() == subnet.state_dict().keys()
+
+    def test_hooks_on_the_space_act_in_every_subnet(self) -> None:
+        space, inputs = self._ready()
+        for module in space.network.modules():
+            if isinstance(module, Freezes):
+                module.register_forward_hook(_doubled)
+        for architecture in space.grid():
+            _assert_close(space.freeze(architecture)(*inputs), _path(space, architecture, inputs))
+
     def test_mixture_is_the_expectation_of_the_paths(self) -> None:
         space, inputs = self._ready()
         if not self.mixes:
@@ -199,6 +219,10 @@ def _path(space: ModelSpace, architecture: Architecture, inputs: tuple[Any, ...]
 def _assert_close(found: Any, expected: Any) -> None:
     # float64: only the order of sums may differ
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def _doubled(_: nn.Module, __: Any, output: Any) -> Any:
+    return output * 2 if isinstance(output, Tensor) else output
 
 
 def _watched(network: nn.Module) -> list[nn.Module]:
