@@ -36,8 +36,8 @@ class Cell(nn.Module):
     chooses ``num_ops_per_node`` different states before it (all of them, where there are no more), and for
     each edge that it chooses one of the candidates. The choice of a candidate takes no part where its edge
     is not chosen; such an edge runs nothing and is not in the subnet. ``ModelSpace.options`` has
-    ``"label.node.inputs"``, whose options are the tuples of states, and ``"label.node.state"``, whose
-    options are the candidates.
+    ``"label.node.inputs"``, whose options are the tuples of states (not where a node takes all of them), and
+    ``"label.node.state"``, whose options are the candidates.
 
     Shapes: tensors ``(N, C, …)``, one for each predecessor, as arguments or in a list, to one tensor
     ``(N, C * n_outputs, …)``. Candidates on the edges into one node return equal shapes.
@@ -66,7 +66,8 @@ class Cell(nn.Module):
         num_ops_per_node: how many states each node takes.
         num_predecessors: how many inputs the cell has.
         merge_op: ``"all"`` concatenates all nodes; ``"loose_end"`` those that no node takes (1905.13214).
-            The width then depends on the edges, see `n_outputs`; such a cell cannot be mixed.
+            The width then depends on the edges, see `n_outputs`; such a cell cannot be mixed, and can be
+            profiled up to 100,000 combinations of edges (six nodes of two states each).
         preprocessor: what happens to the list of inputs first; a module or function that returns a list.
         postprocessor: ``(output, inputs of the cell)`` to what the cell returns.
         concat_dim: along which dimension nodes are concatenated.
@@ -82,7 +83,7 @@ class Cell(nn.Module):
     >>> cell(torch.zeros(1, 8, 4, 4), torch.zeros(1, 8, 4, 4))
     Traceback (most recent call last):
     ...
-    RuntimeError: ValueChoice 'cell.2.inputs' is decided only while its space runs: call the ModelSpace...
+    RuntimeError: LayerChoice 'cell.2.0' is decided only while its space runs: call the ModelSpace...
     """
 
     def __init__(
@@ -168,8 +169,11 @@ class Node(Branching):
         def label(name: object) -> str | None:
             return None if cell_label is None else f"{cell_label}.{index}.{name}"
 
-        subsets = itertools.combinations(range(index), min(num_ops, index))
-        self.inputs = ValueChoice(subsets, label("inputs"))
+        if num_ops >= index:
+            every = tuple(range(index))
+            self.inputs: Value = Expression(str(every), partial(tuple, every), ())
+        else:
+            self.inputs = ValueChoice(itertools.combinations(range(index), num_ops), label("inputs"))
         self.edges: Edges = edges
         for source in range(index):
             candidates = _candidates(op_candidates, index, source)
@@ -200,9 +204,9 @@ class Node(Branching):
         return mixture(weights, outputs, f"operations into one node of a Cell, over {self.inputs!r},")
 
     def branches(self) -> Iterator[tuple[str, nn.Module, Condition]]:
-        label = self.inputs.name()
+        labels = tuple(leaf.name() for leaf in self.inputs.leaves())
         for source in range(len(self)):
-            yield str(source), self[source], Condition((label,), partial(_takes, label, source))
+            yield str(source), self[source], Condition(labels, partial(_takes, self.inputs, source))
 
     def run_all(self, call: BranchCall, states: Sequence[Tensor]) -> Any:
         outputs = [call(*branch, state) for branch, state in zip(self.branches(), states, strict=True)]
@@ -225,9 +229,10 @@ class Node(Branching):
             rows[label] = kept / kept.sum()
             strengths.append(kept.max().log())
         # In proportion to the products of the strengths: the likeliest states are the strongest.
-        subsets = cast("tuple[tuple[int, ...], ...]", self.inputs.options)
-        products = [torch.stack([strengths[source] for source in subset]).sum() for subset in subsets]
-        rows[self.inputs.name()] = torch.stack(products).softmax(dim=0)
+        products = [
+            torch.stack([strengths[source] for source in subset]).sum() for subset in self.inputs.all()
+        ]
+        rows |= {leaf.name(): torch.stack(products).softmax(dim=0) for leaf in self.inputs.leaves()}
         return rows
 
     def frozen(self, freezer: Freezer) -> nn.Module:
@@ -269,7 +274,7 @@ class Merge(nn.Module):
 
     def check_can_mix(self) -> None:
         """Raises ``ValueError`` where the width depends on the edges."""
-        if any(isinstance(used, Value) for used in self.is_used):
+        if any(isinstance(used, Value) and used.leaves() for used in self.is_used):
             raise ValueError(
                 "merge_op='loose_end' concatenates other nodes for other edges, which have no weighted sum; "
                 "use merge_op='all', or search with a strategy that runs one path (RandomOneShot, ENAS)"
@@ -292,8 +297,8 @@ def _sources(found: Iterable[Combination]) -> list[int]:
 
 
 # Bound by `partial`, not by a lambda: a space must survive pickling.
-def _takes(label: str, source: int, architecture: Mapping[str, Option]) -> bool:
-    return source in architecture[label]
+def _takes(inputs: Value, source: int, architecture: Mapping[str, Option]) -> bool:
+    return source in inputs.of(architecture)
 
 
 def _is_taken(node: int, *inputs: tuple[int, ...]) -> bool:

@@ -124,7 +124,7 @@ def test_loose_ends_are_the_nodes_that_no_node_takes(seed: int) -> None:
     network = cell(3, num_predecessors=1, merge_op="loose_end")
     space = ModelSpace(network)
     architecture = space.random(torch.Generator().manual_seed(seed))
-    taken = {s for node in (1, 2, 3) for s in architecture[f"cell.{node}.inputs"]}
+    taken = {s for node in (2, 3) for s in architecture.get(f"cell.{node}.inputs", (0, 1))}
     subnet = space.freeze(architecture)
     assert isinstance(subnet, Cell)
     assert subnet.n_outputs == len({1, 2, 3} - taken)
@@ -200,6 +200,13 @@ def test_choices_in_a_preprocessor_are_part_of_the_space() -> None:
     torch.testing.assert_close(space.freeze(architecture)(x, x), x.tanh())
 
 
+def test_a_node_that_takes_every_state_has_no_choice_of_inputs() -> None:
+    space = ModelSpace(cell(2, num_predecessors=1, num_ops_per_node=2, merge_op="loose_end"))
+    assert list(space.options) == ["cell.1.0", "cell.2.0", "cell.2.1"]
+    assert space.size == 4**3
+    space.check_can_mix()  # its loose ends are always the same
+
+
 # ---- what is refused
 
 
@@ -265,17 +272,18 @@ def genotype(rows: Mapping[str, Tensor], nodes: int, predecessors: int) -> dict[
             p = rows[f"cell.{node}.{source}"]
             best[source] = max((float(p[i]), name) for i, name in enumerate(ops) if name != "none")
         kept = sorted(best, key=lambda source: best[source][0], reverse=True)[:2]
-        found[f"cell.{node}.inputs"] = tuple(sorted(kept))
+        if node > 2:
+            found[f"cell.{node}.inputs"] = tuple(sorted(kept))
         found |= {f"cell.{node}.{source}": best[source][1] for source in kept}
     return found
 
 
-def derived_by_darts(space: ModelSpace, rows: Mapping[str, Tensor], **options: Any) -> Architecture:
-    strategy = DARTS(**options)
+def derived_by_darts(space: ModelSpace, rows: Mapping[str, Tensor], max_cost: Any = None) -> Architecture:
+    strategy = DARTS()
     strategy.prepare_for(space)
     for label, row in rows.items():
         strategy.logits.of[label].data = row.log()
-    return strategy.architecture()
+    return strategy.architecture(max_cost)
 
 
 @given(st.integers(0, 2**30), st.sampled_from([0.01, 1.0, 4.0]))
@@ -286,33 +294,44 @@ def test_strongest_edges_without_a_budget_are_the_genotype_of_darts(seed: int, s
     assert space.active(derived_by_darts(space, rows)) == genotype(rows, 4, 2)
 
 
-@given(st.integers(0, 2**30))
-@settings(deadline=None, max_examples=15)
-def test_strongest_edges_within_a_budget_are_the_best_by_enumeration(seed: int) -> None:
+@pytest.fixture(scope="module")
+def metered() -> tuple[ModelSpace, FlopsProfiler, list[tuple[Architecture, float]]]:
+    """A space of two cells, and the active choices of each of its networks with their cost."""
     space = ModelSpace(Net("strongest"))
     profiler = FlopsProfiler(space, torch.zeros(1, 1, 8, 8))
+    return space, profiler, [(space.active(a), profiler.profile(a)) for a in space.grid()]
+
+
+@given(seed=st.integers(0, 2**30), share=st.sampled_from([0.0, 0.1, 0.3, 0.6, 1.0]))
+@settings(deadline=None, max_examples=15)
+def test_strongest_edges_within_a_budget_are_the_best_by_enumeration(
+    metered: Any, seed: int, share: float
+) -> None:
+    space, profiler, networks = metered
     rows = random_rows(space, seed)
     low, high = profiler.cost.bounds()
-    budget = low + (high - low) * (seed % 10) / 10
-    found = derived_by_darts(space, rows, penalty=ExpectationProfilerPenalty(profiler, baseline=budget))
+    budget = low + (high - low) * share
+    found = derived_by_darts(space, rows, {profiler: budget})
     assert profiler.profile(found) <= budget
 
-    def product(architecture: Architecture) -> float:
-        """The log-probability of the kept operations; "none" is as good as ruled out."""
-        total = 0.0
-        for label, option in space.active(architecture).items():
-            if not label.endswith("inputs"):
-                p = rows[label] if option != "none" else torch.full((len(OPS),), np.exp(-50))
-                total += float(p[list(OPS).index(option)].log())
-        return total
+    def product(active: Architecture) -> float:
+        """The log-probability of the kept operations."""
+        kept = {label: option for label, option in active.items() if not label.endswith("inputs")}
+        return sum(float(rows[label][list(OPS).index(option)].log()) for label, option in kept.items())
 
-    feasible = [a for a in space.grid() if profiler.profile(a) <= budget]
-    kept = [a for a in feasible if "none" not in space.active(a).values()]
-    best = max(map(product, kept or feasible))
-    if kept:
-        assert product(found) == pytest.approx(best, abs=1e-6)
-    else:
-        assert "none" in space.active(found).values()
+    feasible = [active for active, cost in networks if cost <= budget and "none" not in active.values()]
+    assert product(space.active(found)) == pytest.approx(max(map(product, feasible)), abs=1e-6)
+
+
+def test_none_is_derived_where_a_budget_leaves_nothing_else() -> None:
+    ops = {"none": Zero(), "conv": nn.Conv2d(3, 3, 3, padding=1), "point": nn.Conv2d(3, 3, 1)}
+    space = ModelSpace(Cell(ops, 1, num_predecessors=3, label="cell", edges="strongest"))
+    profiler = FlopsProfiler(space, *torch.zeros(3, 1, 3, 4, 4))
+    rows = random_rows(space, 0)
+    point = 3 * 3 * 16
+    for budget, expected in ((2 * point, 0), (point, 1), (0, 2)):
+        found = derived_by_darts(space, rows, {profiler: budget})
+        assert list(space.active(found).values()).count("none") == expected
 
 
 def test_best_cell_scores_zero_wherever_it_stands() -> None:
@@ -357,20 +376,18 @@ def test_strongest_edges_under_one_path_are_those_of_the_architecture() -> None:
         torch.testing.assert_close(strongest.freeze(architecture)(*x), expected)
 
 
-def test_penalty_reaches_the_operations_through_the_edges_that_would_be_kept() -> None:
+def test_penalty_reaches_the_operations_through_the_edges_that_would_be_kept(metered: Any) -> None:
     """The expected cost of the derived distribution, by enumeration, with its gradient."""
-    space = ModelSpace(Net("strongest"))
-    profiler = FlopsProfiler(space, torch.zeros(1, 1, 8, 8))
+    space, profiler, networks = metered
     logits = {label: row.log().requires_grad_() for label, row in random_rows(space, 3).items()}
     derived = space.derived_probabilities({label: found.softmax(0) for label, found in logits.items()})
     for label, row in derived.items():
         assert float(row.detach().sum()) == pytest.approx(1.0)
         assert label.endswith("inputs") or float(row[0].detach()) == 0.0  # no "none"
     expected = torch.zeros((), dtype=torch.double)
-    for architecture in space.grid():
-        active = space.active(architecture)
+    for active, cost in networks:
         chances = [derived[n][space.options[n].index(option)] for n, option in active.items()]
-        expected = expected + torch.stack(chances).prod() * profiler.profile(architecture)
+        expected = expected + torch.stack(chances).prod() * cost
     found = profiler.cost.expected(derived)
     torch.testing.assert_close(found, expected)
     wanted = [row for label, row in logits.items() if not label.endswith("inputs")]
