@@ -1,11 +1,13 @@
 """Hardware-aware neural architecture search on PyTorch and Lightning."""
 
+from hwnas.cell import Cell
 from hwnas.choices import ChosenInputs, InputChoice, LayerChoice, Repeat
 from hwnas.gate import Gate
 from hwnas.space import ModelSpace, keep_gates
 from hwnas.values import ValueChoice, case, condition, maximum, minimum, to_float, to_int
 
 __all__ = [
+    "Cell",
     "ChosenInputs",
     "Gate",
     "InputChoice",

@@ -47,6 +47,23 @@ class BranchCall(Protocol):
     ) -> Any: ...
 
 
+@runtime_checkable
+class Mixes(Protocol):
+    """A module that mixes inputs, or the values that it holds, under mixing weights, or refuses to."""
+
+    def check_can_mix(self) -> None:
+        """Raises ``ValueError`` where no weighted sum is the mixture of the options."""
+
+
+@runtime_checkable
+class Derives(Protocol):
+    """A module whose choices are not derived by the probabilities of their own options alone."""
+
+    def derived_probabilities(self, probabilities: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What takes the place of some labels' probabilities when an architecture is derived."""
+        ...
+
+
 class Branching(Freezes, nn.Module, ABC):
     """A module whose children run only under some options."""
 
@@ -118,7 +135,9 @@ class LayerChoice(Branching):
         if gate.weights is None:
             return self[self.options[gate.picked[0]]](*inputs, **keywords)
         live = gate.live()
-        outputs = [_run(self[self.options[index]], index in gate.picked, inputs, keywords) for index in live]
+        outputs = [
+            run_child(self[self.options[index]], index in gate.picked, inputs, keywords) for index in live
+        ]
         weights = gate.weights if len(live) == len(gate.weights) else gate.weights[list(live)]
         return mixture(weights, outputs, f"options of LayerChoice '{self.label}'")
 
@@ -204,17 +223,17 @@ class InputChoice(Freezes, nn.Module):
             )
         if gate.weights is None:
             return reduce_inputs([inputs[i] for i in self.options[gate.picked[0]]], self.reduction)
-        if not self.can_mix():
+        self.check_can_mix()
+        weights = gate.weights @ self._coefficients(gate.weights)
+        return mixture(weights, list(inputs), f"inputs of InputChoice '{self.label}'")
+
+    def check_can_mix(self) -> None:
+        """Raises ``ValueError`` where the expectation over subsets is no weighted sum of the inputs."""
+        if self.reduction not in ("sum", "mean"):
             raise ValueError(
                 f"InputChoice '{self.label}' with reduction '{self.reduction}' cannot be mixed; "
                 "use 'sum' or 'mean', or search with a strategy that runs one path (RandomOneShot, ENAS)"
             )
-        weights = gate.weights @ self._coefficients(gate.weights)
-        return mixture(weights, list(inputs), f"inputs of InputChoice '{self.label}'")
-
-    def can_mix(self) -> bool:
-        """Whether the expectation over subsets is a weighted sum of the inputs."""
-        return self.reduction in ("sum", "mean")
 
     def _coefficients(self, like: Tensor) -> Tensor:
         """Each option's factor on each input, shape ``(options, n_candidates)``."""
@@ -323,10 +342,13 @@ class Repeat(Branching):
         deepest_picked = max(c.values["depth"] for c in found if c.is_picked)
         after = {0: features}
         for index in range(max(depths)):
-            features = _run(self[index], index < deepest_picked, (features,), {})
+            features = run_child(self[index], index < deepest_picked, (features,), {})
             after[index + 1] = features
         weights = torch.stack([cast("Tensor", combination.weight) for combination in found])
         return mixture(weights, [after[depth] for depth in depths], f"blocks of Repeat over {self.depth!r}")
+
+    def check_can_mix(self) -> None:
+        """Always possible."""
 
     def branches(self) -> Iterator[tuple[str, nn.Module, Condition]]:
         labels = tuple(dict.fromkeys(leaf.name() for leaf in self.depth.leaves()))
@@ -349,7 +371,10 @@ class Repeat(Branching):
         return f"depth={self.depth!r}"
 
 
-def _run(layer: nn.Module, with_graph: bool, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+def run_child(
+    layer: nn.Module, with_graph: bool, inputs: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> Any:
+    """What a layer returns; without a graph where its own weights are to receive no gradients."""
     with torch.set_grad_enabled(with_graph and torch.is_grad_enabled()):
         return layer(*inputs, **keywords)
 

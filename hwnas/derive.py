@@ -33,9 +33,10 @@ def score(space: ModelSpace, probabilities: Mapping[str, Tensor]) -> Cost:
         probabilities: one row ``(options,)`` for each label.
     """
     options = dict(space.options)
+    derived = space.derived_probabilities(probabilities)
     tables = []
     for label, activity in space.activity.items():
-        given = torch.log(probabilities[label].detach().double().cpu()).clamp(min=_LEAST_LOG).numpy()
+        given = torch.log(derived[label].detach().double().cpu()).clamp(min=_LEAST_LOG).numpy()
         relative = given - given.max()
         if activity.is_always():
             tables.append(CostTable((label,), relative))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, cast, final
 
 import torch
@@ -16,6 +17,17 @@ from profilers.space import Option
 T = TypeVar("T")
 
 _ATOMS = (type(None), bool, int, float, str)
+
+_UNSET = object()
+
+# What comes before the module runs, and what after it: torch has no public way to read them.
+_HOOKS_BEFORE = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_pre_hooks")
+_HOOKS_AFTER = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_hooks",
+)
 
 
 class Freezes(ABC):
@@ -32,7 +44,9 @@ class Freezer:
 
     Modules that hold no choice are deep-copied, so that tied weights stay tied; only picked options are
     ever copied. A class that holds choices keeps its class: its instance is rebuilt attribute by
-    attribute, with plain numbers where values stood.
+    attribute, with plain numbers where values stood; so is a dataclass that holds values. Hooks go with
+    their modules, those of a choice or mixed operation to what takes its place (a layer that stands in two
+    choices takes on the hooks of both).
 
     Args:
         architecture: one option for each choice that is reached.
@@ -52,7 +66,9 @@ class Freezer:
         if id(thing) in self._copies:
             return cast("T", self._copies[id(thing)])
         if isinstance(thing, Freezes):
-            return self._keep(thing, thing.frozen(self))
+            plain = self._keep(thing, thing.frozen(self))
+            self._carry_hooks(thing, plain)
+            return plain
         if isinstance(thing, nn.Module) and not self._is_plain(thing):
             return self._module(thing)
         if isinstance(thing, dict) and type(thing) in (dict, OrderedDict):
@@ -60,9 +76,11 @@ class Freezer:
         if isinstance(thing, list | tuple) and type(thing) in (list, tuple):
             return type(thing)(self(item) for item in thing)
         if not isinstance(thing, nn.Module) and _holds_freezing(thing):
+            if is_dataclass(thing):
+                return self._dataclass(thing)
             raise TypeError(
-                "values and choices are frozen where a module holds them as an attribute or in a plain "
-                f"list, tuple or dict; got {type(thing).__name__}: {thing}"
+                "values and choices are frozen where a module holds them as an attribute, in a plain "
+                f"list, tuple or dict, or in a dataclass; got {type(thing).__name__}: {thing}"
             )
         return copy.deepcopy(thing, self._copies)
 
@@ -82,6 +100,25 @@ class Freezer:
         clone.__dict__ = {name: self(value) for name, value in module.__dict__.items()}
         return clone
 
+    def _dataclass(self, thing: T) -> T:
+        clone = self._keep(thing, copy.copy(thing))
+        # More than the fields: a cached property may have been computed from values.
+        for name, held in {**_fields(thing), **getattr(thing, "__dict__", {})}.items():
+            object.__setattr__(clone, name, self(held))  # as a frozen dataclass sets its own
+        return clone
+
+    def _carry_hooks(self, module: object, plain: object) -> None:
+        if not isinstance(module, nn.Module) or not isinstance(plain, nn.Module):
+            return  # a value becomes a number
+        for name in (*_HOOKS_BEFORE, *_HOOKS_AFTER):
+            if given := vars(module)[name]:
+                outer, inner = self(OrderedDict(given)), vars(plain)[name]
+                # A picked layer has hooks of its own, which are inside.
+                both = (outer, inner) if name in _HOOKS_BEFORE else (inner, outer)
+                vars(plain)[name] = OrderedDict(item for hooks in both for item in hooks.items())
+        if module._backward_hooks:
+            plain._is_full_backward_hook = module._is_full_backward_hook
+
     def _keep(self, thing: T, copied: Any) -> T:
         self._copies[id(thing)] = copied
         self._originals.append(thing)
@@ -99,11 +136,39 @@ class Freezer:
         return known
 
 
-def _holds_freezing(thing: object) -> bool:
-    if isinstance(thing, Freezes):
-        return True
+def contents(
+    thing: object, keys: tuple[str, ...] = (), within: tuple[int, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], object]]:
+    """What stands in lists, tuples, dictionaries and dataclasses, however deep, with the way to it.
+
+    Args:
+        thing: where to look; anything else is its own only content.
+        keys: the way to ``thing``: indices, keys and names of fields.
+        within: ids of the containers around it; one that contains itself is not entered again.
+    """
     if isinstance(thing, list | tuple):
-        return any(_holds_freezing(item) for item in thing)
-    if isinstance(thing, dict):
-        return any(_holds_freezing(item) for item in thing.values())
-    return False
+        items: Mapping[Any, Any] = dict(enumerate(thing))
+    elif isinstance(thing, dict):
+        items = thing
+    elif is_dataclass(thing) and not isinstance(thing, type | Freezes | nn.Module):
+        items = _fields(thing)
+    else:
+        yield keys, thing
+        return
+    if id(thing) not in within:
+        for key, item in items.items():
+            yield from contents(item, (*keys, str(key)), (*within, id(thing)))
+
+
+def _fields(thing: Any) -> dict[str, Any]:
+    """A dataclass's fields that are set."""
+    held = {field.name: getattr(thing, field.name, _UNSET) for field in fields(thing)}
+    return {name: value for name, value in held.items() if value is not _UNSET}
+
+
+def _holds_freezing(thing: object) -> bool:
+    return any(
+        isinstance(found, Freezes)
+        or (isinstance(found, set | frozenset) and any(map(_holds_freezing, found)))
+        for _, found in contents(thing)
+    )

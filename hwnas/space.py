@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.activity import Activity
-from hwnas.choices import Branching, Choice, Condition, InputChoice, LayerChoice, Repeat
+from hwnas.choices import Branching, Choice, Condition, Derives, InputChoice, LayerChoice, Mixes
 from hwnas.counting import Counter, Factor
-from hwnas.freezing import Freezer
+from hwnas.freezing import Freezer, contents
 from hwnas.gate import Gate
-from hwnas.values import ValueChoice, as_option, values_in
+from hwnas.subnet_weights import load_subnet_weights
+from hwnas.values import Value, ValueChoice, as_option, values_in
 from profilers.space import Architecture, Option, Site
 
 
@@ -31,7 +32,7 @@ class ModelSpace(nn.Module):
     label are named after their place.
 
     Args:
-        network: any module with at least one `LayerChoice`, `InputChoice`, `Repeat` or `ValueChoice`.
+        network: any module with at least one `LayerChoice`, `InputChoice`, `Repeat`, `Cell` or `ValueChoice`.
 
     Attributes:
         network: the module that was given.
@@ -81,7 +82,7 @@ class ModelSpace(nn.Module):
         if not self._choices:
             raise ValueError(
                 f"a ModelSpace needs a network with at least one choice; {type(self.network).__name__} "
-                "holds no LayerChoice, InputChoice, Repeat or ValueChoice"
+                "holds no LayerChoice, InputChoice, Repeat, Cell or ValueChoice"
             )
         self._activity = {label: Activity(tuple(found)) for label, found in paths.items()}
 
@@ -192,6 +193,32 @@ class ModelSpace(nn.Module):
         """
         return Freezer(self.canonical(architecture))(self.network)
 
+    def subnet_state_dict(self, architecture: Mapping[str, Option]) -> dict[str, Any]:
+        """The state of an architecture's subnet, cut out of the weights that the space has now.
+
+        ``space.freeze(a).load_state_dict(space.subnet_state_dict(a))`` brings a subnet up to date. Only what
+        the subnet holds is copied.
+
+        Raises:
+            ValueError: as `validate`.
+        """
+        return self.freeze(architecture).state_dict()
+
+    def load_subnet_state_dict(self, architecture: Mapping[str, Option], state: Mapping[str, Any]) -> None:
+        """Writes a subnet's weights and buffers (BatchNorm statistics) back to where they came from.
+
+        What is not in the subnet stays as it is. Equal slices are one tensor in a subnet and here.
+
+        Args:
+            architecture: that of the subnet.
+            state: its ``state_dict()``; types and devices may be others than the space's.
+
+        Raises:
+            ValueError: names or shapes that are not those of the architecture's subnet; or a tensor that
+                `freeze` computes, instead of cutting it out of the space's.
+        """
+        load_subnet_weights(self.network, self.canonical(architecture), state)
+
     # ---- running
 
     def gates_of(self, architecture: Mapping[str, Option]) -> dict[str, Gate]:
@@ -240,29 +267,48 @@ class ModelSpace(nn.Module):
 
     def check_can_mix(self) -> None:
         """Raises ``ValueError``, naming the place, where mixing weights cannot be applied."""
-        from hwnas.nn.mixed import MixedOperation
-
-        blended: set[str] = set()
+        mixed: set[str] = set()
         for name, module in self.network.named_modules():
-            if isinstance(module, MixedOperation):
-                try:
-                    module.check_can_mix()
-                except ValueError as error:
-                    raise ValueError(f"'{name}' cannot be searched with mixing weights: {error}") from error
-            elif isinstance(module, InputChoice) and not module.can_mix():
-                raise ValueError(
-                    f"'{name}' cannot be searched with mixing weights: an InputChoice with reduction "
-                    f"'{module.reduction}' has no weighted sum; use 'sum' or 'mean'"
-                )
-            if isinstance(module, MixedOperation | Repeat):
-                blended |= {str(choice.label) for choice in _own_choices(module)}
+            mixing = module if isinstance(module, Mixes) else None
+            if mixing is None:
+                continue
+            try:
+                mixing.check_can_mix()
+            except ValueError as error:
+                raise ValueError(f"'{name}' cannot be searched with mixing weights: {error}") from error
+            mixed |= {str(choice.label) for choice in _own_choices(module)}
         for label, found in self._choices.items():
-            if isinstance(found[0], ValueChoice) and label not in blended:
+            if isinstance(found[0], ValueChoice) and label not in mixed:
                 raise ValueError(
                     f"ValueChoice '{label}' cannot be searched with mixing weights: it is read as a plain "
                     "number only; use it as an argument of an operation in hwnas.nn, or search with a "
                     "strategy that runs one path (RandomOneShot, ENAS)"
                 )
+
+    def derived_probabilities(self, probabilities: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The distribution over architectures that mixing weights stand for, differentiably.
+
+        Those of the options themselves, but for choices that are derived by a rule of their own: the
+        edges of a `Cell` that are kept by strength. Penalties and derivation are over these.
+
+        Args:
+            probabilities: one row ``(options,)`` for each label.
+        """
+        rows = dict(probabilities)
+        for module in self._deriving:
+            rows.update(module.derived_probabilities(probabilities))
+        return rows
+
+    @cached_property
+    def _deriving(self) -> tuple[Derives, ...]:
+        """The modules with a rule of their own, one of those that are one decision."""
+        uniform = {label: torch.ones(len(found)) / len(found) for label, found in self.options.items()}
+        found: dict[tuple[str, ...], Derives] = {}
+        for module in self.network.modules():
+            if isinstance(module, Derives):
+                labels = tuple(module.derived_probabilities(uniform))
+                found.setdefault(labels, module)
+        return tuple(found.values())
 
     # ---- sites
 
@@ -343,18 +389,13 @@ def _name_choices(network: nn.Module) -> None:
 
 
 def _name_values(held: object, name: str) -> None:
-    if isinstance(held, dict):
-        for key, item in held.items():
+    for keys, found in contents(held):
+        if isinstance(found, Value):
             # A mixed operation's `values` are its arguments: `conv.out_channels`, not `conv.values.…`.
-            _name_values(item, f"{name.removesuffix('.values')}.{key}")
-    elif isinstance(held, list | tuple):
-        for index, item in enumerate(held):
-            _name_values(item, f"{name}.{index}")
-    else:
-        for value in values_in(held):
-            unnamed = [leaf for leaf in value.leaves() if leaf.label is None]
+            place = ".".join((name.removesuffix(".values") if keys else name, *keys))
+            unnamed = [leaf for leaf in found.leaves() if leaf.label is None]
             for index, leaf in enumerate(unnamed):
-                leaf.label = name if len(unnamed) == 1 else f"{name}.{index}"
+                leaf.label = place if len(unnamed) == 1 else f"{place}.{index}"
 
 
 def _places(module: nn.Module, path: tuple[Condition, ...]) -> Iterator[tuple[Choice, tuple[Condition, ...]]]:

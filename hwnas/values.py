@@ -12,7 +12,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from hwnas.freezing import Freezer, Freezes
+from hwnas.freezing import Freezer, Freezes, contents
 from hwnas.gate import Gate
 from profilers.space import Option
 
@@ -447,12 +447,16 @@ def _outcome(
 
 
 def values_in(thing: object) -> Iterator[Value]:
-    """The values that an attribute holds, itself or inside lists, tuples and dictionaries."""
-    if isinstance(thing, Value):
-        yield thing
-    elif isinstance(thing, list | tuple):
-        for item in thing:
-            yield from values_in(item)
-    elif isinstance(thing, dict):
-        for item in thing.values():
-            yield from values_in(item)
+    """The values that an attribute holds, itself or inside lists, tuples, dictionaries and dataclasses.
+
+    Raises:
+        TypeError: a set of values, which has no order that names and options could follow.
+    """
+    for _, found in contents(thing):
+        if isinstance(found, Value):
+            yield found
+        elif isinstance(found, set | frozenset) and any(True for item in found for _ in values_in(item)):
+            raise TypeError(
+                f"values are found in lists, tuples, dictionaries and dataclasses; got the set {found}: "
+                "make it a list"
+            )

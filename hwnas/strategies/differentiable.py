@@ -123,7 +123,7 @@ class DifferentiableStrategy(Strategy):
 
     def penalised(self, gates: Mapping[str, Gate]) -> dict[str, Tensor]:
         """The probabilities whose expected cost the penalty is of, differentiable."""
-        return self.logits.probabilities()
+        return self.space.derived_probabilities(self.logits.probabilities())
 
     def after_architecture_step(self, gates: Mapping[str, Gate], before: Mapping[str, Tensor]) -> None:
         """What the method does to the logits after the optimiser; ``before`` are those before it."""
@@ -156,7 +156,7 @@ class DifferentiableStrategy(Strategy):
         return {} if self.penalty is None else {self.penalty.profiler: self.penalty.baseline}
 
     def expected_cost(self, profiler: Profiler) -> float:
-        return float(profiler.cost.expected(self.probabilities()))
+        return float(profiler.cost.expected(self.space.derived_probabilities(self.probabilities())))
 
     def candidates(self) -> list[Architecture]:
         return []

@@ -80,7 +80,8 @@ class GumbelDARTS(DifferentiableStrategy):
         return {label: Gate(gate.picked) for label, gate in drawn.items()} if self.hard else drawn
 
     def penalised(self, gates: Mapping[str, Gate]) -> dict[str, Tensor]:
-        return {label: gate.weights for label, gate in gates.items() if gate.weights is not None}
+        drawn = {label: gate.weights for label, gate in gates.items() if gate.weights is not None}
+        return self.space.derived_probabilities(drawn)
 
     def _gate(self, logits: Tensor, generator: torch.Generator) -> Gate:
         # -log of a unit exponential is a Gumbel variable.

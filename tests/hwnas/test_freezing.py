@@ -4,6 +4,8 @@ import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from hwnas import ChosenInputs, InputChoice, LayerChoice, ModelSpace, Repeat, ValueChoice
 from hwnas.freezing import Freezes
 from hwnas.nn import BatchNorm2d, Conv2d, Linear
+from hwnas.values import values_in
 
 
 class MobileBlock(nn.Module):
@@ -249,7 +252,7 @@ def test_values_in_a_container_that_cannot_be_rebuilt_are_refused() -> None:
     Sizes = namedtuple("Sizes", "width")  # what a user may have
     network = nn.Sequential(LayerChoice([nn.Identity()], label="op"))
     network.sizes = Sizes(ValueChoice([1, 2], label="w"))
-    with pytest.raises(TypeError, match="plain list, tuple or dict; got Sizes"):
+    with pytest.raises(TypeError, match="plain list, tuple or dict, or in a dataclass; got Sizes"):
         ModelSpace(network).freeze({"op": 0, "w": 1})
 
 
@@ -335,3 +338,148 @@ session = onnxruntime.InferenceSession("subnet.onnx")
 numpy.testing.assert_allclose(output, stored["y"], rtol=1e-4, atol=1e-5)
 """,
     )
+
+
+# ---- dataclasses and sets
+
+
+@dataclass(frozen=True)
+class Sizes:
+    width: Any
+    kernels: list[Any]
+    name: str = "sizes"
+
+    @cached_property
+    def doubled(self) -> Any:
+        return self.width * 2
+
+
+@dataclass(slots=True)
+class Slotted:
+    sizes: Sizes
+    unset: int = field(init=False)
+
+
+class Configured(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = Slotted(Sizes(ValueChoice([2, 4]), [ValueChoice([1, 3], label="kernel")]))
+        self.same = self.config.sizes
+        self.conv = Conv2d(3, self.config.sizes.doubled, self.config.sizes.kernels[0], padding="same")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)[:, : int(self.config.sizes.width)] * int(self.config.sizes.kernels[0])
+
+
+def test_values_in_dataclasses_are_found_named_and_frozen() -> None:
+    space = ModelSpace(Configured()).double()
+    assert dict(space.options) == {"config.sizes.width": (2, 4), "kernel": (1, 3)}
+    architecture = {"config.sizes.width": 4, "kernel": 3}
+    subnet = space.freeze(architecture)
+    assert subnet.config.sizes == Sizes(4, [3])
+    assert subnet.config.sizes.doubled == 8
+    assert type(subnet.config) is Slotted
+    assert not hasattr(subnet.config, "unset")
+    assert subnet.same is subnet.config.sizes
+    assert isinstance(space.network.config.sizes.width, ValueChoice)  # the space keeps its values
+    x = torch.randn(1, 3, 5, 5, dtype=torch.double)
+    with space.running(space.gates_of(architecture)):
+        torch.testing.assert_close(subnet(x), space(x), rtol=1e-12, atol=1e-12)
+
+
+def test_dataclass_without_values_is_copied_and_one_that_contains_itself_is_entered_once() -> None:
+    @dataclass
+    class Knot:
+        items: list[Any]
+
+    network = nn.Sequential(LayerChoice([nn.Identity()], label="op"))
+    knot = Knot([ValueChoice([1, 2], label="w")])
+    knot.items.append(knot)
+    network.plain = Knot([torch.ones(1)])
+    space = ModelSpace(network)
+    subnet = space.freeze({"op": 0})
+    assert subnet.plain.items[0] is not network.plain.items[0]
+    assert [leaf.label for value in values_in(knot) for leaf in value.leaves()] == ["w"]
+
+
+@pytest.mark.parametrize("kind", [set, frozenset])
+def test_values_in_a_set_are_refused_when_the_space_is_built(kind: Any) -> None:
+    network = nn.Sequential(LayerChoice([nn.Identity()], label="op"))
+    network.sizes = {"all": kind([(ValueChoice([1, 2], label="w"),)])}
+    with pytest.raises(TypeError, match=r"found in lists, tuples, dictionaries and dataclasses; got the set"):
+        ModelSpace(network)
+    network.sizes = kind([1, 2])
+    assert ModelSpace(network).freeze({"op": 0}).sizes == {1, 2}
+
+
+# ---- hooks
+
+
+class Recorder:
+    """Hooks that write down what ran, and of which class it was."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def before(self, name: str, module: nn.Module) -> None:
+        module.register_forward_pre_hook(lambda module, _: self.seen.append(f"{name} before"))
+
+    def after(self, name: str, module: nn.Module) -> None:
+        module.register_forward_hook(lambda module, *_: self.seen.append(f"{name} {type(module).__name__}"))
+
+
+def test_hooks_go_with_choices_and_mixed_operations_in_their_order() -> None:
+    conv = Conv2d(3, ValueChoice([3, 4], label="w"), 1)
+    choice = LayerChoice([conv, nn.Identity()], label="op")
+    repeat = Repeat(nn.ReLU(), (0, 1), label="depth")
+    space = ModelSpace(nn.Sequential(choice, repeat))
+    recorder = Recorder()
+    for name, module in (("choice", choice), ("conv", conv), ("repeat", repeat)):
+        recorder.before(name, module)
+        recorder.after(name, module)
+    architecture = {"op": 0, "w": 3, "depth": 1}
+    with space.running(space.gates_of(architecture)):
+        space(torch.ones(1, 3, 2, 2))
+    expected = [name.split(" ")[0] for name in recorder.seen]
+    assert expected == ["choice", "conv", "conv", "choice", "repeat", "repeat"]
+    recorder.seen.clear()
+    for _ in range(2):  # freezing leaves the space's hooks alone
+        subnet = space.freeze(architecture)
+    subnet(torch.ones(1, 3, 2, 2))
+    assert [name.split(" ")[0] for name in recorder.seen] == expected
+    assert recorder.seen[2:4] == ["conv Conv2d", "choice Conv2d"]
+    assert recorder.seen[5] == "repeat Sequential"
+
+
+def test_hooks_that_change_inputs_outputs_and_gradients_act_in_the_subnet() -> None:
+    linear = Linear(ValueChoice([2, 4], label="w"), 3)
+    linear.register_forward_pre_hook(lambda _, args, kwargs: ((args[0] * 2,), kwargs), with_kwargs=True)
+    linear.register_forward_hook(lambda _, args, kwargs, out: out + 1, with_kwargs=True, always_call=True)
+    linear.register_full_backward_hook(lambda *_: (torch.zeros(1, 2, dtype=torch.double),))
+    space = ModelSpace(linear).double()
+    x = torch.randn(1, 2, dtype=torch.double, requires_grad=True)
+    with space.running(space.gates_of({"w": 2})):
+        expected = space(x)
+    found = space.freeze({"w": 2})(x)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert not torch.autograd.grad(found.sum(), x)[0].any()
+
+
+def test_hook_that_is_a_method_is_that_of_the_subnet() -> None:
+    class Remembers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen = 0
+            self.linear = Linear(2, ValueChoice([1, 2], label="w"))
+            self.linear.register_forward_hook(self.remember)
+
+        def remember(self, *_: Any) -> None:
+            self.seen += 1
+
+        def forward(self, x: Tensor) -> Any:
+            return self.linear(x)
+
+    network = Remembers()
+    subnet = ModelSpace(network).freeze({"w": 1})
+    subnet(torch.ones(1, 2))
+    assert (network.seen, subnet.seen) == (0, 1)
