@@ -26,8 +26,8 @@ _SHORTEST = 10  # epochs of search in which something is to be decided
 class Watch:
     """Tells signs of collapse, each kind once.
 
-    - Most of the layers that may be skipped are: the known failure of DARTS (Zela et al., arXiv 1909.09656;
-      Liang et al., DARTS+, arXiv 1909.06035).
+    - Most of the layers that may be skipped are, though the budget is not used up: the known failure of
+      DARTS (Zela et al., arXiv 1909.09656; Liang et al., DARTS+, arXiv 1909.06035).
     - The answer is far less accurate than the supernet: the mixture has learned to work together only.
     - All has been decided before half of the search, or nothing at its end.
     """
@@ -41,6 +41,7 @@ class Watch:
         architecture: Mapping[str, Option],
         own: Mapping[str, float],
         supernet: Mapping[str, float],
+        is_bound: bool = False,
     ) -> Iterator[str]:
         """Signs in an answer.
 
@@ -49,15 +50,16 @@ class Watch:
             architecture: the answer.
             own: what was logged of the answer, ``val_…``.
             supernet: what was logged of the supernet under the same names.
+            is_bound: the answer uses its budget up, so that skips may be what was asked for.
         """
         skippable = _skippable(space, architecture)
         skipped = [label for label, is_skipped in skippable.items() if is_skipped]
-        if len(skippable) >= _FEWEST_SKIPPABLE and len(skipped) > _SKIPS * len(skippable):
+        if not is_bound and len(skippable) >= _FEWEST_SKIPPABLE and len(skipped) > _SKIPS * len(skippable):
             yield from self._once(
                 "skips",
                 f"{len(skipped)} of {len(skippable)} layers that may be skipped are: {', '.join(skipped)}. "
-                "Where no budget asks for it, train the weights longer before and between architecture "
-                "steps (warmup_epochs), or search with a strategy that runs one path",
+                "No budget asks for it: train the weights longer before the architecture (warmup_epochs), or "
+                "search with a strategy that runs one path",
             )
         for name, value in supernet.items():
             if "acc" in name.lower() and name in own and value > max(_GOOD, own[name] + _GAP):

@@ -44,6 +44,9 @@ Judged = list[tuple[Architecture, dict[str, float]]]
 """Architectures with what validation logged of each."""
 
 
+_USED_UP = 0.9  # of a budget
+
+
 class StrategyOptions(TypedDict, total=False):
     """What every strategy takes as a keyword; see `Strategy`."""
 
@@ -322,7 +325,9 @@ class Strategy(pl.Callback, ABC):
         found = [(contender.architecture, contender.logged.means()) for contender in beside]
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
         supernet = _mean([means for _, means in found])
-        for sign in self._watch.of_validation(self.space, self.validated, logged, supernet):
+        use = [p.profile(self.validated) / limit for p, limit in self.budget().items() if limit > 0]
+        is_bound = max(use, default=0.0) > _USED_UP
+        for sign in self._watch.of_validation(self.space, self.validated, logged, supernet, is_bound):
             warnings.warn(f"{type(self).__name__}: {sign}", stacklevel=2)
         self.judge([(a, _over_ranks(means)) for a, means in found if a is not None])
         options = self.space.options

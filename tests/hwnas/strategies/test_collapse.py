@@ -33,6 +33,10 @@ def test_more_than_half_skips_are_told_once() -> None:
     assert not list(watch.of_validation(space, architecture(4), {}, {}))
 
 
+def test_skips_that_a_budget_asks_for_are_not_told() -> None:
+    assert not list(Watch().of_validation(space_of_skips(), architecture(4), {}, {}, is_bound=True))
+
+
 def test_layers_without_a_skip_do_not_count() -> None:
     layers = [LayerChoice([nn.ReLU(), nn.Tanh()], label=f"l{i}") for i in range(4)]
     space = ModelSpace(nn.Sequential(*layers))
