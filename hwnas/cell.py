@@ -30,7 +30,7 @@ _LEAST = 1e-30  # a probability that has rounded to 0 keeps a logarithm
 
 @final
 class Cell(nn.Module):
-    """A graph of a few nodes, each the sum of operations on the outputs of earlier ones (1707.07012).
+    """A graph of a few nodes, each the sum of operations on the outputs of earlier ones (arXiv 1707.07012).
 
     States are numbered: the cell's inputs are ``0 … num_predecessors - 1``, its nodes follow. Each node
     chooses ``num_ops_per_node`` different states before it (all of them, where there are no more), and for
@@ -45,14 +45,14 @@ class Cell(nn.Module):
     Under mixing weights a node is the sum over its edges of ``P(edge is chosen) * mixture of its
     candidates``: the expectation of the node given the states before it. That is ``edges="learned"``.
 
-    With ``edges="strongest"`` the edges have no probabilities of their own, as in DARTS (1806.09055,
-    section 2.4): a search that mixes runs every edge with weight 1, and what is derived keeps the edges with
-    the strongest operations. The strength of an edge is the largest probability among its candidates that
-    are not named ``"none"``; ``"none"`` itself is derived only where a budget leaves nothing else. Departure:
-    the derivation maximises the product of the probabilities of the operations that are kept, which is the
-    authors' cell where there is no budget, and exact under one (`hwnas.derive`). A penalty sees the edges
-    with probabilities in proportion to the products of their strengths. Strategies that run one path draw
-    edges as in any other choice.
+    With ``edges="strongest"`` the edges have no probabilities of their own, as in DARTS (arXiv 1806.09055,
+    section 2.4): a search that mixes runs every edge with weight 1, and what is derived keeps the edges
+    with the strongest operations. The strength of an edge is the largest probability among its candidates
+    that are not named ``"none"``; ``"none"`` itself is derived only where a budget leaves nothing else.
+    Departure: the derivation maximises the product of the probabilities of the operations that are kept,
+    which is the authors' cell where there is no budget, and exact under one (`hwnas.derive`). A penalty
+    sees the edges with probabilities in proportion to the products of their strengths. Strategies that run
+    one path draw edges as in any other choice.
 
     Candidates and arguments are those of NNI's ``Cell``, with these differences: a node never takes one
     state twice; two operations a node are the default; an edge's candidates do not depend on the how-manieth
@@ -61,13 +61,14 @@ class Cell(nn.Module):
     Args:
         op_candidates: in a list (options are indices) or in a dictionary (options are names). Each is a
             function ``(node, 0, source)`` that makes a module, called once for each edge; or a module,
-            which is copied for each edge.
+            which is copied for each edge, weights included.
         num_nodes: how many nodes.
         num_ops_per_node: how many states each node takes.
         num_predecessors: how many inputs the cell has.
-        merge_op: ``"all"`` concatenates all nodes; ``"loose_end"`` those that no node takes (1905.13214).
-            The width then depends on the edges, see `n_outputs`; such a cell cannot be mixed, and can be
-            profiled up to 100,000 combinations of edges (six nodes of two states each).
+        merge_op: ``"all"`` concatenates all nodes; ``"loose_end"`` those that no node takes (arXiv
+            1905.13214). The width then depends on the edges, see `n_outputs`; such a cell cannot be mixed,
+            and a profiler tries every combination of its edges (with two predecessors and two operations a
+            node, 180 for four nodes and 2,700 for five).
         preprocessor: what happens to the list of inputs first; a module or function that returns a list.
         postprocessor: ``(output, inputs of the cell)`` to what the cell returns.
         concat_dim: along which dimension nodes are concatenated.
@@ -78,12 +79,11 @@ class Cell(nn.Module):
     Raises:
         ValueError: counts below 1, no candidates, or an unknown option.
 
+    >>> from hwnas import ModelSpace
     >>> ops = {"conv": lambda node, _, source: nn.Conv2d(8, 8, 3, padding=1), "skip": nn.Identity()}
-    >>> cell = Cell(ops, num_nodes=2, num_predecessors=2, label="cell")
-    >>> cell(torch.zeros(1, 8, 4, 4), torch.zeros(1, 8, 4, 4))
-    Traceback (most recent call last):
-    ...
-    RuntimeError: LayerChoice 'cell.2.0' is decided only while its space runs: call the ModelSpace...
+    >>> space = ModelSpace(Cell(ops, num_nodes=2, num_predecessors=2, label="cell"))
+    >>> space.options["cell.3.inputs"], space(torch.zeros(1, 8, 4, 4), torch.zeros(1, 8, 4, 4)).shape
+    (((0, 1), (0, 2), (1, 2)), torch.Size([1, 16, 4, 4]))
     """
 
     def __init__(
