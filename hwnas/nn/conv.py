@@ -12,15 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from hwnas.nn.mixed import (
-    MixedOperation,
-    blend,
-    greatest_sizes,
-    masks_input,
-    on_axes,
-    presence,
-    split,
-)
+from hwnas.nn.masked import masked
+from hwnas.nn.mixed import MixedOperation, blend, greatest_sizes, on_axes, presence, split
 from hwnas.values import Value, combinations, outcomes
 
 Size = int | tuple[int | Value, ...] | Value
@@ -97,28 +90,26 @@ class _Convolution(MixedOperation, _ConvNd, ABC):
                 f"{pairs}. Choose between whole layers with a LayerChoice, or {elsewhere}"
             )
 
-    def _prepared(self, input: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
-        """The input, the weight and bias, and the sizes, that this forward pass convolves with."""
+    def _running(self) -> tuple[dict[str, Tensor], dict[str, Any], Tensor | None]:
+        """Weight and bias, sizes, and the weight's mask if any, of this forward pass.
+
+        The mask has the shape ``(fan_in, *kernel)``, with 1 in place of what is not masked.
+        """
         found = combinations(self.values)
         live = self.live(found)
         sizes = greatest_sizes(live)
         parts = self.parts(sizes)
         if found[0].weight is None:
-            return input, parts, sizes
-        weight = parts["weight"]
+            return parts, sizes, None
         fan_ins = [outcome["in_channels"] // outcome["groups"] for outcome in live]
         if any(outcome["kernel_size"] != sizes["kernel_size"] for outcome in live):
-            mask: Tensor | None = blend(_present(live, fan_ins, sizes["kernel_size"], weight), found)
-        else:
-            mask = presence(fan_ins, found)
-            if mask is not None:
-                mask = mask.reshape(-1, *(1 for _ in self.kernel_size))
-                if masks_input(mask, weight, sizes["in_channels"], sizes["out_channels"]):
-                    return input * mask.to(input.dtype), parts, sizes
-        if mask is not None:
-            mask = mask.to(weight.dtype)
-            parts["weight"] = weight * (mask.unsqueeze(1) if self.transposed else mask)
-        return input, parts, sizes
+            present = _present(live, fan_ins, sizes["kernel_size"], parts["weight"])
+            return parts, sizes, blend(present, found).to(parts["weight"].dtype)
+        channels = presence(fan_ins, found)
+        if channels is None:
+            return parts, sizes, None
+        mask = channels.to(parts["weight"].dtype).reshape(-1, *(1 for _ in self.kernel_size))
+        return parts, sizes, mask
 
 
 class _Forward(_Convolution, ABC):
@@ -156,20 +147,29 @@ class _Forward(_Convolution, ABC):
         if not self.values:
             output: Tensor = super().forward(input)
             return output
-        input, parts, sizes = self._prepared(input)
+        parts, sizes, mask = self._running()
+        weight, bias = parts["weight"], parts.get("bias")
         padding = sizes["padding"]
         if self.padding_mode != "zeros":
             input = F.pad(input, _padding_amounts(sizes), mode=self.padding_mode)
-            padding = 0
-        return type(self)._function(
-            input,
-            parts["weight"],
-            parts.get("bias"),
-            sizes["stride"],
-            padding,
-            sizes["dilation"],
-            sizes["groups"],
-        )
+            padding = (0,) * len(self.kernel_size)
+        stride, dilation, groups = sizes["stride"], sizes["dilation"], sizes["groups"]
+
+        def run(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return type(self)._function(input, weight, bias, stride, padding, dilation, groups)
+
+        def to_input(gradient: Tensor, input: Tensor, weight: Tensor) -> Tensor:
+            fixed = (None, stride, padding, dilation, False, [0] * len(self.kernel_size), groups)
+            backward = torch.ops.aten.convolution_backward
+            output: Tensor = backward(gradient, input, weight, *fixed, [True, False, False])[0]
+            return output
+
+        is_batched = input.ndim == len(self.kernel_size) + 2
+        if mask is None:
+            return run(input, weight, bias)
+        if mask.shape[1:].numel() == 1 < weight.shape[1] and is_batched and isinstance(padding, tuple):
+            return masked(input, mask, weight, bias, run, to_input)
+        return run(input, weight * mask, bias)
 
 
 @final
@@ -265,7 +265,8 @@ class ConvTranspose2d(_Convolution, nn.ConvTranspose2d):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         if not self.values:
             return super().forward(input, output_size)
-        input, parts, sizes = self._prepared(input)
+        parts, sizes, mask = self._running()
+        weight = parts["weight"] if mask is None else parts["weight"] * mask.unsqueeze(1)
         padding = sizes["output_padding"]
         if output_size is not None:
             stride, pads, kernel, dilation = (
@@ -274,7 +275,7 @@ class ConvTranspose2d(_Convolution, nn.ConvTranspose2d):
             padding = self._output_padding(input, output_size, stride, pads, kernel, 2, dilation)
         return F.conv_transpose2d(
             input,
-            parts["weight"],
+            weight,
             parts.get("bias"),
             sizes["stride"],
             sizes["padding"],

@@ -8,7 +8,8 @@ from typing import Any, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hwnas.nn.mixed import MixedOperation, greatest_sizes, masks_input, presence, split
+from hwnas.nn.masked import masked
+from hwnas.nn.mixed import MixedOperation, greatest_sizes, presence, split
 from hwnas.values import Value, combinations
 
 
@@ -38,14 +39,11 @@ class Linear(MixedOperation, nn.Linear):
         live = self.live(found)
         sizes = greatest_sizes(live)
         parts = self.parts(sizes)
-        weight = parts["weight"]
+        weight, bias = parts["weight"], parts.get("bias")
         mask = presence([outcome["in_features"] for outcome in live], found)
-        if mask is not None:
-            if masks_input(mask, weight, sizes["in_features"], sizes["out_features"]):
-                input = input * mask.to(input.dtype)
-            else:
-                weight = weight * mask.to(weight.dtype)
-        return F.linear(input, weight, parts.get("bias"))
+        if mask is None:
+            return F.linear(input, weight, bias)
+        return masked(input, mask, weight, bias, F.linear, _to_input)
 
     def check_can_mix(self) -> None:
         """Always possible."""
@@ -58,3 +56,7 @@ class Linear(MixedOperation, nn.Linear):
         if self.bias is not None:
             parts["bias"] = self.bias[: sizes["out_features"]]
         return parts
+
+
+def _to_input(gradient: Tensor, input: Tensor, weight: Tensor) -> Tensor:
+    return gradient @ weight

@@ -194,12 +194,3 @@ def presence(widths: Sequence[int], found: Sequence[Combination]) -> Tensor | No
         return None
     channels = torch.arange(max(widths), device=weight.device)
     return blend(torch.tensor(widths, device=weight.device)[:, None] > channels, found)
-
-
-def masks_input(mask: Tensor, weight: Tensor, n_in: int, n_out: int) -> bool:
-    """Whether to mask the input rather than the weight: which of the two makes no difference but in time.
-
-    The gradient of a mask on the weight takes the weight's whole gradient. Where nobody else asks for that,
-    and the input is the smaller of the two sides, one product with the input is cheaper.
-    """
-    return mask.requires_grad and not weight.requires_grad and n_out > n_in

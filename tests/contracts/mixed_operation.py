@@ -116,6 +116,9 @@ class MixedOperationContract(ABC):
         torch.testing.assert_close(now, expected_state, **_EXACT)
 
         assert type(frozen) is self.plain
+        assert not {*map(storage_of, frozen.state_dict().values())} & {
+            *map(storage_of, operation.state_dict().values())
+        }
         assert repr(frozen) == repr(plain)
         assert frozen.training is is_training
         torch.testing.assert_close(self.run(frozen, inputs), expected, **_EXACT)
@@ -315,6 +318,10 @@ def every_architecture(space: ModelSpace) -> list[dict[str, Any]]:
 
 def architectures(space: ModelSpace) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries({label: st.sampled_from(o) for label, o in space.options.items()})
+
+
+def storage_of(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def embedded(tensor: Tensor, shape: Sequence[int]) -> Tensor:
