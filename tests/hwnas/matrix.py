@@ -141,9 +141,9 @@ def table() -> str:
     lines = [
         "# What goes together",
         "",
-        "Each strategy on a small space of each kind of choice: searched, derived inside a budget, frozen with",
-        "equal outputs and exported to ONNX by `tests/hwnas/test_matrix.py`. What is refused is refused before",
-        "the first step.",
+        "Each strategy on a small space of each kind of choice: searched, derived inside a budget, frozen",
+        "with equal outputs and exported to ONNX by `tests/hwnas/test_matrix.py`. What is refused is refused",
+        "before the first step.",
         "",
         "    python -m tests.hwnas.matrix > docs/support.md",
         "",
