@@ -6,15 +6,17 @@ that there is, less that of the best cell that was tried; means over seeds with 
 how it falls trial by trial.
 
     python benchmarks/nas_bench_201.py [--data ../shared/data/nas_bench_201_latency.parquet]
-        [--accuracy cifar10] [--trials 200] [--seeds 20] [--plot regret.png]
+        [--accuracy cifar10] [--trials 200] [--seeds 20] [--processes 2] [--plot regret.png]
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import platform
-import time
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +55,9 @@ def per_cell(rows: Mapping[str, list[float]], cells: list[str], name: str) -> Fl
     return values
 
 
-def regrets(space: ModelSpace, accuracy: Floats, latency: Floats, quantile: float) -> dict[str, Floats]:
-    """For each method the regret after each trial, ``(seeds, trials)``."""
+def regrets(device: str, quantile: float) -> tuple[str, dict[str, Floats]]:
+    """The limit in words, and for each method the regret after each trial, ``(seeds, trials)``."""
+    latency = per_cell(rows, rows["cellstr"], f"latency_ms_{device}")
     limit = float(np.quantile(latency, quantile))
     optimum = float(accuracy[latency <= limit].max())
     profiler = Profiler(Cost(space.options, 0.0, [CostTable(tuple(space.options), latency)], unit="ms"))
@@ -81,7 +84,7 @@ def regrets(space: ModelSpace, accuracy: Floats, latency: Floats, quantile: floa
             accuracies = [trial.metrics["accuracy"] for trial in result.trials]
             curves.append(optimum - np.maximum.accumulate(accuracies))
         found[name] = np.array(curves)
-    return found
+    return f"| {device} | {quantile:.0%}, {limit:.2f} ms | {(latency <= limit).sum()} |", found
 
 
 def draw(curves: Mapping[float, Mapping[str, Floats]], path: Path) -> None:
@@ -113,6 +116,7 @@ parser.add_argument("--data", type=Path, default=Path("../shared/data/nas_bench_
 parser.add_argument("--accuracy", choices=("cifar10", "cifar100"), default="cifar10")
 parser.add_argument("--trials", type=int, default=200)
 parser.add_argument("--seeds", type=int, default=20)
+parser.add_argument("--processes", type=int, default=1)
 parser.add_argument("--plot", type=Path)
 arguments = parser.parse_args()
 torch.set_num_threads(1)
@@ -122,29 +126,25 @@ operations = {name: nn.Identity() for name in OPERATIONS}
 space = ModelSpace(nn.Sequential(*(LayerChoice(operations, label=edge) for edge in EDGES)))
 accuracy = per_cell(rows, rows["cellstr"], f"epoch12_{arguments.accuracy}_val")
 
-start = time.process_time()
-all_curves: dict[float, dict[str, list[Floats]]] = {q: {name: [] for name in METHODS} for q in QUANTILES}
-print(f"{fingerprint().cpu}, Python {platform.python_version()}, torch {torch.__version__}")
-print(f"accuracy: {arguments.accuracy}, {arguments.trials} trials, {arguments.seeds} seeds\n")
+print(f"{fingerprint().cpu}, Python {platform.python_version()}, optuna {version('optuna')}")
+print(f"{arguments.accuracy}, {arguments.trials} trials, {arguments.seeds} seeds\n")
 print("| device | limit | cells | " + " | ".join(METHODS) + " |")
 print("|---|---|---|" + "---|" * len(METHODS))
-for device in DEVICES:
-    latency = per_cell(rows, rows["cellstr"], f"latency_ms_{device}")
-    for quantile in QUANTILES:
-        limit = float(np.quantile(latency, quantile))
+together: dict[float, dict[str, Floats]] = {quantile: {} for quantile in QUANTILES}
+cases = [(device, quantile) for device in DEVICES for quantile in QUANTILES]
+with ProcessPoolExecutor(arguments.processes, mp_context=multiprocessing.get_context("fork")) as pool:
+    for (_, quantile), future in [(case, pool.submit(regrets, *case)) for case in cases]:
+        limit, curves = future.result()
         texts = []
-        for name, curves in regrets(space, accuracy, latency, quantile).items():
-            all_curves[quantile][name].append(curves)
-            last = curves[:, -1]
+        for name, found in curves.items():
+            known = together[quantile].get(name, np.empty((0, arguments.trials)))
+            together[quantile][name] = np.concatenate([known, found])
+            last = found[:, -1]
             texts.append(f"{last.mean():.2f} ± {last.std(ddof=1) / np.sqrt(len(last)):.2f}")
-        cells = int((latency <= limit).sum())
-        print(f"| {device} | {quantile:.0%}, {limit:.2f} ms | {cells} | {' | '.join(texts)} |", flush=True)
-together = {q: {name: np.concatenate(found) for name, found in of.items()} for q, of in all_curves.items()}
+        print(f"{limit} {' | '.join(texts)} |", flush=True)
 for quantile, of in together.items():
-    texts = [f"{found[:, -1].mean():.3f}" for found in of.values()]
-    print(f"| all | {quantile:.0%} | | {' | '.join(texts)} |")
-texts = [f"{np.mean([together[q][name][:, -1].mean() for q in QUANTILES]):.3f}" for name in METHODS]
-print(f"| all | all | | {' | '.join(texts)} |")
-print(f"\n{time.process_time() - start:.0f} s of CPU time")
+    print(f"| all | {quantile:.0%} | | {' | '.join(f'{found[:, -1].mean():.3f}' for found in of.values())} |")
+means = [np.mean([of[name][:, -1].mean() for of in together.values()]) for name in METHODS]
+print(f"| all | all | | {' | '.join(f'{mean:.3f}' for mean in means)} |")
 if arguments.plot is not None:
     draw(together, arguments.plot)

@@ -15,8 +15,9 @@ class NSGA2(Method):
     """Selection by nondominated rank, and by distance to others within a rank (Deb et al., 2002).
 
     The algorithm is that of Optuna (``optuna.samplers.NSGAIISampler``): uniform crossover, and a mutation
-    of one choice in a child on average. What it proposes outside of the filters is moved inside: every
-    architecture that is evaluated is feasible, and no comparison of constraint violations is needed.
+    of one choice in a child on average. What it proposes outside of the filters, or a second time, is asked
+    for again or moved (`hwnas.trials.optuna_study`): every architecture that is evaluated is feasible, so no
+    constraint violations are compared.
 
     Args:
         population_size: of each generation; the first is uniform draws.

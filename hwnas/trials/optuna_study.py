@@ -16,7 +16,7 @@ from profilers.space import Architecture
 if TYPE_CHECKING:
     import optuna
 
-_PATIENCE = 10  # proposals in a row that are of no use; then the last is made useful
+_PATIENCE = 3  # proposals in a row that are of no use; then the last is made useful
 
 
 @final
@@ -25,7 +25,7 @@ class OptunaProposals(Proposals):
 
     Each choice is a categorical parameter over the numbers of its options. The study begins with uniform
     draws of what is within the filters. A proposal outside of them, or one that was tried before, is dropped,
-    and another one is asked for. After ten in a row the last is used: it is moved choice by choice towards
+    and another one is asked for. After three in a row the last is used: it is moved choice by choice towards
     the finished architecture that is nearest to it, until it is within the filters, and mutated where
     it was tried before. The study is then told that this was what it proposed.
 

@@ -14,8 +14,9 @@ from hwnas.trials.optuna_study import OptunaProposals, imported_optuna
 class TPE(Method):
     """Draws where good architectures were dense and bad ones were not (Bergstra et al., NIPS 2011).
 
-    The estimator is that of Optuna (``optuna.samplers.TPESampler``), for one objective or several. What it
-    proposes outside of the filters is moved inside, and what was tried is not tried again.
+    The estimator is that of Optuna (``optuna.samplers.TPESampler``), for one objective or several: one joint
+    density over all choices (``multivariate``). What it proposes outside of the filters, or a second time,
+    is asked for again or moved (`hwnas.trials.optuna_study`).
 
     Args:
         startup: uniform draws before the first estimate.
@@ -40,7 +41,10 @@ class TPE(Method):
         return OptunaProposals(
             problem,
             lambda seed: optuna.samplers.TPESampler(
-                n_startup_trials=self.startup, n_ei_candidates=self.candidates, seed=seed
+                n_startup_trials=self.startup,
+                n_ei_candidates=self.candidates,
+                multivariate=True,
+                seed=seed,
             ),
             self.startup,
         )

@@ -23,7 +23,7 @@ from profilers.space import Architecture
 
 
 class Conditional(nn.Module):
-    """A shared width, an operation within an operation, and a depth: 270 networks."""
+    """A shared width, an operation within an operation, and a depth: 480 networks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,8 +56,8 @@ def parameters() -> ParamsProfiler:
 
 @functools.cache
 def filters() -> tuple[RangeProfilerFilter, ...]:
-    """Some 60 of the space's networks."""
-    return (RangeProfilerFilter(parameters(), min=20, max=60),)
+    """92 of the space's networks."""
+    return (RangeProfilerFilter(parameters(), min=20, max=32),)
 
 
 def worth(architecture: Architecture) -> dict[str, float]:
@@ -95,7 +95,7 @@ class SearchContract(ABC):
     def test_every_trial_is_canonical_and_within_the_filters(self) -> None:
         for trial in self.run().trials:
             assert trial.architecture == conditional_space().canonical(trial.architecture)
-            assert 20 <= parameters().profile(trial.architecture) <= 60
+            assert 20 <= parameters().profile(trial.architecture) <= 32
             assert trial.metrics == worth(trial.architecture)
 
     def test_no_architecture_is_tried_twice(self) -> None:
@@ -107,7 +107,7 @@ class SearchContract(ABC):
         assert (self.run(seed=1).trials != self.run(seed=2).trials) == self.seeds_matter
 
     def test_all_that_there_are_are_tried_when_asked_for(self) -> None:
-        within = [a for a in conditional_space().grid() if 20 <= parameters().profile(a) <= 60]
+        within = [a for a in conditional_space().grid() if 20 <= parameters().profile(a) <= 32]
         found = self.run(trials=None)
         assert found.is_exhausted
         assert sorted(map(str, within)) == sorted(str(trial.architecture) for trial in found.trials)
