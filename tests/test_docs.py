@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
+import types
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,12 +24,13 @@ def test_python_blocks_of_a_page_run_one_after_the_other(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    names: dict[str, Any] = {"__name__": page.stem}
+    module = types.ModuleType(f"docs_{page.stem}")  # what is defined in one can be pickled
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     for number, code in blocks(page.read_text()):
         # Empty lines in front, so that an error names the line of the page.
-        exec(compile("\n" * number + code, str(page), "exec"), names)
-    for made in list(names.values()):
-        if inspect.isclass(made) and made.__name__.startswith("Test") and made.__module__ == page.stem:
+        exec(compile("\n" * number + code, str(page), "exec"), vars(module))
+    for name, made in inspect.getmembers(module, inspect.isclass):
+        if name.startswith("Test"):
             run_tests_of(made)
 
 
