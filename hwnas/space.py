@@ -276,13 +276,6 @@ class ModelSpace(nn.Module):
                 )
             if isinstance(module, MixedOperation | Repeat):
                 blended |= {str(choice.label) for choice in _own_choices(module)}
-        for value in values_in(self.settings):
-            for leaf in value.leaves():
-                raise ValueError(
-                    f"the setting '{leaf.label}' is no part of the network: it decides how a network is "
-                    "trained, so that no training of the supernet can choose it; search it by trials, "
-                    "each of which trains a network of its own, or leave it out of the settings"
-                )
         for label, found in self._choices.items():
             if isinstance(found[0], ValueChoice) and label not in blended:
                 raise ValueError(
