@@ -143,9 +143,11 @@ class ExecutableModel:
         if not isinstance(made, nn.Module):
             raise TypeError(f"the space's call must make a torch.nn.Module; {self.space} made {type(made)}")
         choices = self.training.choices() if isinstance(self.training, Call) else []
-        if isinstance(made, ModelSpace):
-            return ModelSpace(made.network, {**made.settings, "training": choices}) if choices else made
-        return ModelSpace(made, {"training": choices})
+        if not isinstance(made, ModelSpace):
+            return ModelSpace(made, {"training": choices})
+        if all(made.options.get(choice.name()) == choice.options for choice in choices):
+            return made
+        return ModelSpace(made.network, {"settings": made.settings, "training": choices})
 
     def build(self) -> nn.Module:
         """The network, with plain modules and no choice; built twice it is the same.

@@ -102,6 +102,10 @@ def test_choices_of_the_training_join_the_space_of_this_process_too() -> None:
     space = model.search_space()
     assert space.network is living.network
     assert list(space.options) == [*living.options, "rate"]
+    assert ExecutableModel(space, MODEL.training).search_space() is space  # it has them already
+    fewer = Call(f"{HERE}:judge", {"rate": ValueChoice([0.1, 0.2], label="rate")})
+    with pytest.raises(ValueError, match="label 'rate' names a ValueChoice over"):
+        ExecutableModel(space, fewer).search_space()
     assert model.freeze(ARCHITECTURE).run().metrics == pytest.approx(model.evaluate(ARCHITECTURE))
 
 
