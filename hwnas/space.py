@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -33,9 +34,14 @@ class ModelSpace(nn.Module):
 
     Args:
         network: any module with at least one `LayerChoice`, `InputChoice`, `Repeat`, `Cell` or `ValueChoice`.
+        settings: what is chosen beside the network (a learning rate, a batch size): a dictionary whose
+            values may be `ValueChoice`s, also inside lists, tuples and dictionaries. They are choices of
+            the space like any other, so that one architecture covers both; with them the network may be
+            without any. `freeze` returns the network alone, `settings_of` what was chosen beside it.
 
     Attributes:
         network: the module that was given.
+        settings: the dictionary that was given.
         gates: one gate a label for the forward passes to come, or None. Who sets them takes them back.
 
     Raises:
@@ -51,20 +57,24 @@ class ModelSpace(nn.Module):
     )
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, settings: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.network = network
+        self.settings = dict(settings or {})
         self.gates: Mapping[str, Gate] | None = None
         # In a tuple, or it would be a submodule with parameters of its own.
         self._stand_in: tuple[nn.Module] | None = None
         _name_choices(network)
+        for name, setting in self.settings.items():
+            _name_values(setting, name)
         self._choices: dict[str, list[Choice]] = {}
         self._activity: dict[str, Activity] = {}
         self._collect()
 
     def _collect(self) -> None:
         paths: dict[str, list[tuple[Condition, ...]]] = {}
-        for choice, path in _places(self.network, ()):
+        beside = ((leaf, ()) for value in values_in(self.settings) for leaf in value.leaves())
+        for choice, path in itertools.chain(_places(self.network, ()), beside):
             assert choice.label is not None  # _name_choices gave it one
             known = self._choices.setdefault(choice.label, [])
             if known and (known[0].options != choice.options or type(known[0]) is not type(choice)):
@@ -82,7 +92,7 @@ class ModelSpace(nn.Module):
         if not self._choices:
             raise ValueError(
                 f"a ModelSpace needs a network with at least one choice; {type(self.network).__name__} "
-                "holds no LayerChoice, InputChoice, Repeat, Cell or ValueChoice"
+                "holds no LayerChoice, InputChoice, Repeat, Cell or ValueChoice, and the settings no ValueChoice"
             )
         self._activity = {label: Activity(tuple(found)) for label, found in paths.items()}
 
@@ -218,6 +228,16 @@ class ModelSpace(nn.Module):
                 `freeze` computes, instead of cutting it out of the space's.
         """
         load_subnet_weights(self.network, self.canonical(architecture), state)
+
+    def settings_of(self, architecture: Mapping[str, Option]) -> dict[str, Any]:
+        """The settings, with what the architecture chose where choices stood.
+
+        >>> from hwnas import ValueChoice
+        >>> space = ModelSpace(nn.Linear(4, 4), settings={"lr": ValueChoice([0.1, 0.3])})
+        >>> space.settings_of({"lr": 0.3})
+        {'lr': 0.3}
+        """
+        return Freezer(self.canonical(architecture))(self.settings)
 
     # ---- running
 

@@ -290,7 +290,7 @@ class _Runner:
 
     def __init__(self, space: ModelSpace, example_inputs: Sequence[Tensor]) -> None:
         self._plain = on_meta(space.network)
-        self._space = ModelSpace(copy.deepcopy(self._plain))
+        self._space = ModelSpace(copy.deepcopy(self._plain), space.settings)
         self._inputs = [_to_meta(given) for given in example_inputs]
         self._modules = dict(self._plain.named_modules())
         self._labels = {name: _value_labels(module) for name, module in self._modules.items()}

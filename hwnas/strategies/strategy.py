@@ -37,6 +37,7 @@ from hwnas.strategies.side_effects import (
     random_states,
     set_random_states,
 )
+from hwnas.values import values_in
 from profilers.profile import Profiler
 from profilers.space import Architecture
 
@@ -192,6 +193,12 @@ class Strategy(pl.Callback, ABC):
 
     def prepare_for(self, space: ModelSpace) -> None:
         """Takes a space on, once; a trainer does it, or who has a checkpoint's policy and no trainer."""
+        for value in values_in(space.settings):
+            raise ValueError(
+                f"the setting {value!r} is no part of the network: it decides how a network is trained, so "
+                "that no training of a supernet can choose it; search it by trials, each of which trains a "
+                "network of its own, or leave it out of the settings"
+            )
         if self._space is not space:
             self._space = space
             self.prepare(space)

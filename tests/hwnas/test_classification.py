@@ -83,3 +83,36 @@ def test_frozen_parameters_are_not_optimised() -> None:
 
 def test_inputs_need_not_be_images() -> None:
     assert Classification(nn.Linear(5, 3), 3)(torch.randn(4, 5)).shape == (4, 3)
+
+
+def test_label_smoothing_is_in_training_alone() -> None:
+    scores, labels = torch.tensor([[2.0, -1.0]]), torch.tensor([0])
+    module = Classification(network(), 2, label_smoothing=0.3)
+    expected = torch.nn.functional.cross_entropy(scores, labels, label_smoothing=0.3)
+    assert torch.equal(module.training_loss(scores, labels), expected)
+    assert module.evaluation_loss(scores, labels) < expected
+
+
+def test_distillation_is_the_papers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(6, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    taught = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    module = Classification(network(), 4, temperature=3.0)
+    (found,) = torch.autograd.grad(module.imitation_loss(scores, taught), scores)
+    # Equation 2, (q - p) / T for a case's cross entropy with soft targets, times T^2, mean over cases.
+    expected = 3.0 * (torch.softmax(scores / 3, 1) - torch.softmax(taught / 3, 1)) / 6
+    torch.testing.assert_close(found, expected.detach())
+    assert float(module.imitation_loss(taught, taught)) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_soft_targets_are_taken_at_every_position() -> None:
+    scores, taught = torch.randn(2, 2, 3, 5, 5, generator=torch.Generator().manual_seed(0)).unbind(0)
+    module = Classification(network(), 3)
+    flat = [t.movedim(1, -1).reshape(-1, 3) for t in (scores, taught)]
+    torch.testing.assert_close(module.imitation_loss(scores, taught), module.imitation_loss(*flat))
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"label_smoothing": -0.1}])
+def test_numbers_out_of_range_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"from 0 to 1 and temperature above 0; got"):
+        Classification(network(), 2, **options)  # type: ignore[arg-type]  # floats are all it takes by these names

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hwnas import Gate, InputChoice, LayerChoice, ModelSpace, Repeat, ValueChoice, keep_gates
 from hwnas.nn import Conv2d, Linear
+from hwnas.strategies import DARTS
 
 
 class Number(nn.Module):
@@ -402,3 +403,45 @@ def test_exporting_a_space_says_to_export_the_subnet() -> None:
     space = nested_space()
     with pytest.raises(Exception, match=r"cannot be compiled or exported; do that with a subnet"):
         torch.export.export(space, (torch.ones(1),))
+
+
+def with_settings() -> ModelSpace:
+    """Two networks, and beside them a rate and, in a list, a batch size."""
+    network = nn.Sequential(LayerChoice([nn.Linear(4, 4), nn.Identity()], label="op"))
+    sizes = ValueChoice([8, 16, 32], label="batch")
+    return ModelSpace(network, {"lr": ValueChoice([0.1, 0.3]), "loader": {"sizes": [sizes, sizes * 2]}})
+
+
+def test_one_architecture_covers_the_network_and_what_is_chosen_beside_it() -> None:
+    space = with_settings()
+    assert dict(space.options) == {"op": (0, 1), "lr": (0.1, 0.3), "batch": (8, 16, 32)}
+    assert space.size == len(list(space.grid())) == 12
+    architecture = {"op": 1, "lr": 0.3, "batch": 16}
+    assert space.canonical(architecture) == architecture
+    assert isinstance(space.freeze(architecture)[0], nn.Identity)  # type: ignore[index]  # a Sequential
+    assert space.settings_of(architecture) == {"lr": 0.3, "loader": {"sizes": [16, 32]}}
+    drawn = Tally(as_key(space.random(torch.Generator().manual_seed(seed))) for seed in range(1200))
+    assert chisquare(list(drawn.values())).pvalue > 1e-3
+    assert len(drawn) == 12
+
+
+def test_settings_are_no_part_of_what_runs_and_of_what_it_costs() -> None:
+    from profilers import FlopsProfiler
+
+    space = with_settings()
+    inputs = torch.randn(2, 4)
+    assert torch.equal(space(inputs), space.network[0][0](inputs))
+    macs = FlopsProfiler(space, torch.zeros(1, 4))
+    assert [macs.profile({"op": op, "lr": 0.3, "batch": 32}) for op in (0, 1)] == [16, 0]
+    assert with_settings().network.state_dict().keys() == {"0.0.weight", "0.0.bias"}
+
+
+def test_a_plain_network_with_a_chosen_setting_is_a_space() -> None:
+    space = ModelSpace(nn.Linear(3, 2), {"lr": ValueChoice([0.1, 0.2]), "momentum": 0.9})
+    assert space.size == 2
+    assert space.settings_of({"lr": 0.2}) == {"lr": 0.2, "momentum": 0.9}
+
+
+def test_training_a_supernet_cannot_choose_a_setting() -> None:
+    with pytest.raises(ValueError, match=r"the setting .*label='lr'.* is no part of the network.*by trials"):
+        DARTS().prepare_for(with_settings())

@@ -17,6 +17,7 @@ from hwnas.space import ModelSpace
 from hwnas.spaces import SmallMobileNet
 from profilers.flops import FlopsProfiler, count_macs
 from profilers.space import Part
+from tests.contracts.meter import MeterContract
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
@@ -220,3 +221,13 @@ def test_counting_warns_of_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         count_macs(Attention(), [torch.zeros(2, 6, 8)])
+
+
+class TestContract(MeterContract):
+    unit = "MAC"
+
+    def profiler(self, space: ModelSpace, inputs: tuple[Tensor, ...]) -> FlopsProfiler:
+        return FlopsProfiler(space, *inputs)
+
+    def truth(self, space: ModelSpace, inputs: tuple[Tensor, ...], architecture: dict[str, Any]) -> float:
+        return count_macs(space.freeze(architecture), inputs).headline

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from lookup_tables import (
     Accuracy,
@@ -16,8 +17,10 @@ from lookup_tables import (
     SessionSettings,
     fingerprint,
 )
+from profilers.flops import count_macs
 from profilers.latency import LatencyProfiler
-from profilers.profile import parts_of
+from profilers.profile import distinct_parts, parts_of
+from tests.contracts.meter import MeterContract
 
 EXAMPLE = torch.zeros(1, 1, 6, 6)
 
@@ -32,6 +35,10 @@ def table(space: Any) -> LookupTable:
     entries = {
         key: Entry(key, name, float(generator.uniform(5, 50)), 1.0, 60.0, 20) for key, name in parts.items()
     }
+    return a_table(entries)
+
+
+def a_table(entries: dict[str, Entry]) -> LookupTable:
     accuracy = Accuracy(1.5, 98.0, 100.0, 0.99, 1.0, 30, -0.02, 0.03, 0.9)
     return LookupTable(
         space="fake",
@@ -84,3 +91,28 @@ def test_another_device_is_refused_or_warned_of(space: Any, table: LookupTable) 
     with pytest.warns(UserWarning, match="another device .*Cortex-A76"):
         profiler = LatencyProfiler(space, EXAMPLE, other, allow_other_device=True)
     assert profiler.table is other
+
+
+class TestContract(MeterContract):
+    unit = "ms"
+
+    def profiler(self, space: Any, inputs: tuple[Tensor, ...]) -> LatencyProfiler:
+        return LatencyProfiler(space, inputs, self._table(space, inputs))
+
+    def truth(self, space: Any, inputs: tuple[Tensor, ...], architecture: dict[str, Any]) -> float:
+        """Each convolution has one BatchNorm in its part; the mean and the head are parts, too."""
+        subnet = space.freeze(architecture)
+        parts = 2 + sum(isinstance(module, nn.BatchNorm2d) for module in subnet.modules())
+        calibration = a_table({}).calibration
+        isolated = parts + count_macs(subnet, inputs).headline / 7e2
+        total = calibration.scale * isolated + calibration.per_site_us * parts
+        return (total + calibration.constant_us) / 1e3
+
+    def _table(self, space: Any, inputs: tuple[Tensor, ...]) -> LookupTable:
+        """A time for each part by what it computes: nobody measured it."""
+        parts = distinct_parts(space, space.sites(*inputs))
+        entries = {
+            key: Entry(key, part.name, 1.0 + count_macs(part.module, part.inputs).headline / 7e2, 1, 60, 20)
+            for key, part in parts.items()
+        }
+        return a_table(entries)

@@ -1,0 +1,54 @@
+"""What the pages in docs show runs as it is shown."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+PAGES = sorted((Path(__file__).parent.parent / "docs").glob("*.md"))
+
+
+def test_there_are_pages_with_code() -> None:
+    assert any("```python" in page.read_text() for page in PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_of_a_page_run_one_after_the_other(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    module = types.ModuleType(f"docs_{page.stem}")  # what is defined in one can be pickled
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for number, code in blocks(page.read_text()):
+        # Empty lines in front, so that an error names the line of the page.
+        exec(compile("\n" * number + code, str(page), "exec"), vars(module))
+    for name, made in inspect.getmembers(module, inspect.isclass):
+        if name.startswith("Test"):
+            run_tests_of(made)
+
+
+def blocks(text: str) -> list[tuple[int, str]]:
+    """Each python block with the number of lines in front of it."""
+    found = re.finditer(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    return [(text[: match.start(1)].count("\n"), match[1]) for match in found]
+
+
+def run_tests_of(case: type) -> None:
+    """A contract's tests, those that need no fixture."""
+    tests = {name: test for name, test in inspect.getmembers(case) if name.startswith("test_")}
+    alone = [name for name, test in tests.items() if list(inspect.signature(test).parameters) == ["self"]]
+    assert alone, f"{case.__name__} tests nothing"
+    for name in alone:
+        getattr(case(), name)()
+
+
+def test_blocks_are_found_with_their_lines() -> None:
+    text = "a\n```python\nx = 1\n```\n```\nno\n```\n```python\ny = 2\n```\n"
+    assert blocks(text) == [(2, "x = 1\n"), (8, "y = 2\n")]
