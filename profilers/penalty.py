@@ -172,7 +172,8 @@ class SampleProfilerPenalty:
     """What a search that tries single architectures minimises: a value with the architecture's cost.
 
     The formulas are those of `ExpectationProfilerPenalty`, with one architecture's cost for the
-    expected one. The value is something to be minimised, such as a loss or an error.
+    expected one. The value is something to be minimised, such as a loss or an error; `reward` is the
+    same for something to be maximised, such as an accuracy.
 
     Raises:
         ValueError: the baseline is outside of what the space's architectures cost.
@@ -190,12 +191,23 @@ class SampleProfilerPenalty:
         self.profiler = profiler
         self.baseline = baseline
         self._formula = _Formula(scale, nonlinear, aggregate)
+        self._reward_formula = _Formula(-scale, nonlinear, aggregate)
 
     def __call__(self, value: float, architecture: Mapping[str, Option]) -> float:
+        return self._applied(self._formula, value, architecture)
+
+    def reward(self, value: float, architecture: Mapping[str, Option]) -> float:
+        """What is to be maximised: the formula with the opposite sign of the scale.
+
+        So ``add`` with ``absolute`` is the reward of TuNAS, ``Q + beta * |T / T0 - 1|`` (arXiv 2008.06120,
+        equation 1), at ``scale = -beta``, and ``mul`` with ``linear`` is that of MnasNet,
+        ``Q * (T / T0) ** w`` (arXiv 1807.11626, equation 2), at ``scale = -w``.
+        """
+        return self._applied(self._reward_formula, value, architecture)
+
+    def _applied(self, formula: _Formula, value: float, architecture: Mapping[str, Option]) -> float:
         excess = self.profiler.profile(architecture) / self.baseline - 1
-        found = self._formula(
-            torch.tensor(value, dtype=torch.float64), torch.tensor(excess, dtype=torch.float64)
-        )
+        found = formula(torch.tensor(value, dtype=torch.float64), torch.tensor(excess, dtype=torch.float64))
         return float(found)
 
 

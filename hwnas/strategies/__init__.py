@@ -1,7 +1,9 @@
 """How an architecture is found: each strategy is a Lightning callback."""
 
 from hwnas.non_finite import NonFiniteLossError
+from hwnas.strategies.controller import PPO, Reinforce
 from hwnas.strategies.darts import DARTS
+from hwnas.strategies.enas import ENAS
 from hwnas.strategies.fairnas import FairNAS
 from hwnas.strategies.gumbel_darts import GumbelDARTS
 from hwnas.strategies.proxyless import Proxyless
@@ -12,11 +14,14 @@ from hwnas.strategies.strategy import Strategy
 
 __all__ = [
     "DARTS",
+    "ENAS",
+    "PPO",
     "FairNAS",
     "GumbelDARTS",
     "NonFiniteLossError",
     "Proxyless",
     "RandomOneShot",
+    "Reinforce",
     "SampledStrategy",
     "Sandwich",
     "Strategy",

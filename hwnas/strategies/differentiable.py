@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Unpack
@@ -17,10 +16,11 @@ from torch import Tensor, nn
 from hwnas.derive import Budget, ranked
 from hwnas.gate import Gate
 from hwnas.space import ModelSpace
+from hwnas.strategies.architecture_batches import ArchitectureBatches, architecture_loader
 from hwnas.strategies.logits import Logits
 from hwnas.strategies.ranks import average
-from hwnas.strategies.side_effects import frozen_weights, own_loader_numbers, own_random_numbers
-from hwnas.strategies.strategy import Judged, Strategy, StrategyOptions, mixed_seed, moved_batch, set_epoch
+from hwnas.strategies.side_effects import frozen_weights, own_random_numbers
+from hwnas.strategies.strategy import Judged, Strategy, StrategyOptions, moved_batch
 from profilers.penalty import Penalty
 from profilers.profile import Profiler
 from profilers.space import Architecture
@@ -106,7 +106,7 @@ class DifferentiableStrategy(Strategy):
         self._logits: Logits | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._loaded: Mapping[str, Any] | None = None
-        self._batches: _Batches | None = None
+        self._batches: ArchitectureBatches | None = None
         self._position = (0, 0)
 
     @abstractmethod
@@ -182,19 +182,8 @@ class DifferentiableStrategy(Strategy):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        loader = self.arch_dataloader
-        if loader is None:
-            validation = trainer.fit_loop.epoch_loop.val_loop
-            if validation._combined_loader is None:  # validation is not due in this epoch
-                validation.setup_data()
-            if validation._combined_loader is not None:
-                loader = next(iter(validation._combined_loader.flattened), None)
-        if loader is None:
-            raise ValueError(
-                f"{type(self).__name__} needs batches for its architecture steps: give "
-                f"{type(self).__name__}(arch_dataloader=…), or validation batches to Trainer.fit"
-            )
-        self._batches = _Batches(loader, self.seed, self._position)
+        loader = architecture_loader(trainer, self.arch_dataloader, type(self).__name__)
+        self._batches = ArchitectureBatches(loader, self.seed, self._position)
 
     @property
     def _arch_optimizer(self) -> torch.optim.Optimizer:
@@ -204,11 +193,7 @@ class DifferentiableStrategy(Strategy):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
         if self._scheduler is not None:
-            with warnings.catch_warnings():
-                # A resumed search has taken its steps before.
-                warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step\\(\\)` before")
-                while self._scheduler.last_epoch < trainer.current_epoch - self.warmup_epochs:
-                    self._scheduler.step()
+            advance(self._scheduler, trainer.current_epoch - self.warmup_epochs)
 
     # ---- the architecture step
 
@@ -220,7 +205,7 @@ class DifferentiableStrategy(Strategy):
             self._architecture_step(trainer, pl_module, batch, batch_idx)
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self.log_prob_every_n_step and trainer.global_step % self.log_prob_every_n_step == 0:
-            self._log_probabilities(trainer)
+            self.log_probabilities(trainer)
 
     def _architecture_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, train_batch: Any, batch_idx: int
@@ -275,15 +260,6 @@ class DifferentiableStrategy(Strategy):
             for name, value in self.penalty.state_dict().items():
                 pl_module.log(f"penalty_{name}", float(value))
 
-    def _log_probabilities(self, trainer: pl.Trainer) -> None:
-        rows = {
-            f"probability/{label}/{option}": float(p)
-            for label, found in self.probabilities().items()
-            for option, p in zip(self.space.options[label], found, strict=True)
-        }
-        for logger in trainer.loggers:
-            logger.log_metrics(rows, step=trainer.global_step)
-
     # ---- checkpoints
 
     def policy_state(self) -> dict[str, Any]:
@@ -311,51 +287,13 @@ class DifferentiableStrategy(Strategy):
         self._batches = None
 
 
-class _Batches:
-    """Architecture batches without end, pass after pass over a loader.
-
-    Which batch comes depends on the seed, the pass and the place in it alone, so that a resumed search
-    goes on with the batch that comes next.
-
-    Args:
-        loader: anything that can be iterated again and again.
-        seed: of the loader's random numbers.
-        start: pass and place to go on from; getting there draws the batches of the pass again.
-    """
-
-    def __init__(self, loader: Iterable[Any], seed: int, start: tuple[int, int] = (0, 0)) -> None:
-        self._loader = loader
-        self._seed = seed
-        self._pass, place = start
-        self._place = 0
-        self._iterator = self._begin()
-        for _ in range(place):
-            self.next()
-
-    @property
-    def position(self) -> tuple[int, int]:
-        return self._pass, self._place
-
-    def next(self) -> Any:
-        for _ in range(2):
-            with self._own_numbers():
-                for batch in self._iterator:
-                    self._place += 1
-                    return batch
-            self._pass, self._place = self._pass + 1, 0
-            self._iterator = self._begin()
-        raise ValueError("the loader of the architecture batches is empty: give it at least one batch")
-
-    def _begin(self) -> Iterator[Any]:
-        set_epoch(self._loader, self._pass)
-        with self._own_numbers():
-            return iter(self._loader)
-
-    @contextlib.contextmanager
-    def _own_numbers(self) -> Iterator[None]:
-        seed = mixed_seed(self._seed, self._pass, self._place)
-        with own_random_numbers(seed), own_loader_numbers([self._loader], seed):
-            yield
+def advance(schedule: torch.optim.lr_scheduler.LRScheduler, epoch: int) -> None:
+    """Takes a schedule to the number of epochs that were searched."""
+    with warnings.catch_warnings():
+        # A resumed search has taken its steps before.
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step\\(\\)` before")
+        while schedule.last_epoch < epoch:
+            schedule.step()
 
 
 def loss_of(output: Any) -> Tensor | None:

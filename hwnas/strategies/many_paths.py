@@ -52,8 +52,8 @@ class ManyPathsStrategy(SampledStrategy):
     def candidates(self) -> list[Architecture]:
         return self._candidates
 
-    def sample(self, generator: torch.Generator) -> Architecture:
-        return self.sampler.draw(generator)
+    def sample_many(self, count: int, generator: torch.Generator) -> list[Architecture]:
+        return self.sampler.draw_many(count, generator)
 
     def weight_gates(self, generator: torch.Generator) -> Mapping[str, Gate]:
         return self.space.gates_of(self.paths(generator)[0])

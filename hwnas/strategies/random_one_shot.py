@@ -37,8 +37,8 @@ class RandomOneShot(SampledStrategy):
         super().prepare(space)
         self._candidates = self._drawn(self.n_candidates, (), ())
 
-    def sample(self, generator: torch.Generator) -> Architecture:
-        return self.sampler.draw(generator)
+    def sample_many(self, count: int, generator: torch.Generator) -> list[Architecture]:
+        return self.sampler.draw_many(count, generator)
 
     def weight_gates(self, generator: torch.Generator) -> Mapping[str, Gate]:
         return self.space.gates_of(self.sample(generator))

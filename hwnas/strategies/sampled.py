@@ -72,8 +72,12 @@ class SampledStrategy(Strategy):
         self._sampler: Sampler | None = None
 
     @abstractmethod
+    def sample_many(self, count: int, generator: torch.Generator) -> list[Architecture]:
+        """Canonical architectures within the filters, each as the policy draws it now."""
+
     def sample(self, generator: torch.Generator) -> Architecture:
-        """One canonical architecture as the policy draws it now."""
+        """One of them."""
+        return self.sample_many(1, generator)[0]
 
     # ---- the answer
 
@@ -94,9 +98,12 @@ class SampledStrategy(Strategy):
         return self.top_k(1, max_cost)[0]
 
     def top_k(self, k: int, max_cost: Budget | None = None) -> list[Architecture]:
-        """The best ``k`` candidates of the last validation; where they do not suffice, fresh draws."""
-        limits = [RangeProfilerFilter(profiler, max=most) for profiler, most in (max_cost or {}).items()]
+        """The best ``k`` that the last validation judged; where they do not suffice, others."""
+        limits = self._limits(max_cost)
         found = [a for a, _ in self._judged if all(limit.filter(a) for limit in limits)][:k]
+        if len(found) < k:
+            others = [a for a in self.candidates() if a not in found]
+            found += [a for a in others if all(limit.filter(a) for limit in limits)][: k - len(found)]
         if len(found) < k:
             found += self._drawn(k - len(found), limits, excluded=found)
         return found
@@ -116,12 +123,23 @@ class SampledStrategy(Strategy):
 
     def _sample_many(self) -> list[Architecture]:
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, 11))
-        return [self.sample(generator) for _ in range(_DRAWS)]
+        return self.sample_many(_DRAWS, generator)
+
+    def _limits(self, max_cost: Budget | None) -> list[RangeProfilerFilter]:
+        """What an answer has to keep to beside the filters; None: the strategy's own budget."""
+        wanted = self.budget() if max_cost is None else max_cost
+        return [
+            RangeProfilerFilter(profiler, max=most)
+            for profiler, most in wanted.items()
+            if not any(found.profiler is profiler and found.max <= most for found in self.filters)
+        ]
 
     def _drawn(
         self, count: int, limits: Sequence[RangeProfilerFilter], excluded: Sequence[Architecture]
     ) -> list[Architecture]:
         """Different architectures within the filters and the limits; fewer where there are no more."""
+        if not count:
+            return []
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, 12))
         found: list[Architecture] = []
         for architecture in self._proposals(count, limits, generator):
@@ -135,10 +153,10 @@ class SampledStrategy(Strategy):
         self, count: int, limits: Sequence[RangeProfilerFilter], generator: torch.Generator
     ) -> Iterator[Architecture]:
         """The policy's draws that keep to the limits; if they are too rare, uniform ones that do."""
-        for _ in range(_TRIES * count):
-            architecture = self.sample(generator)
-            if all(limit.filter(architecture) for limit in (*self.filters, *limits)):
-                yield architecture
+        for _ in range(_TRIES):
+            for architecture in self.sample_many(count, generator):
+                if all(limit.filter(architecture) for limit in limits):
+                    yield architecture
         within = Sampler(self.space, [*self.filters, *limits]) if limits else self.sampler
         yield from within.draw_many(_TRIES * count, generator)
 

@@ -414,9 +414,20 @@ class Strategy(pl.Callback, ABC):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         entropies = [-(p * p.clamp_min(1e-12).log()).sum() for p in self.probabilities().values()]
-        pl_module.log("architecture_entropy", torch.stack(entropies).mean().float())
+        is_shared = trainer.world_size > 1
+        pl_module.log("architecture_entropy", torch.stack(entropies).mean().float(), sync_dist=is_shared)
         for profiler in self.budget():
-            pl_module.log(f"expected_{profiler.unit}", self.expected_cost(profiler))
+            pl_module.log(f"expected_{profiler.unit}", self.expected_cost(profiler), sync_dist=is_shared)
+
+    def log_probabilities(self, trainer: pl.Trainer) -> None:
+        """Writes each option's probability to the trainer's loggers."""
+        rows = {
+            f"probability/{label}/{option}": float(p)
+            for label, found in self.probabilities().items()
+            for option, p in zip(self.space.options[label], found, strict=True)
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(rows, step=trainer.global_step)
 
     # ---- checkpoints
 

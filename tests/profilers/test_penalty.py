@@ -50,6 +50,15 @@ def test_penalties_follow_their_formulas(profiler: Profiler, nonlinear: str, bas
         assert SampleProfilerPenalty(*arguments)(1.5, architecture) == pytest.approx(expected, rel=1e-12)
 
 
+def test_a_reward_is_penalised_with_the_opposite_sign(profiler: Profiler) -> None:
+    architecture = {"op": 2, "depth": 2}  # 5 ms
+    tunas = SampleProfilerPenalty(profiler, 4.0, scale=0.07, nonlinear="absolute")
+    assert tunas.reward(0.9, architecture) == pytest.approx(0.9 - 0.07 * (5 / 4 - 1), rel=1e-12)
+    assert tunas.reward(0.9, {"op": 1, "depth": 1}) == pytest.approx(0.9 - 0.07 * (1 - 2 / 4), rel=1e-12)
+    mnasnet = SampleProfilerPenalty(profiler, 4.0, scale=0.07, aggregate="mul")
+    assert mnasnet.reward(0.9, architecture) == pytest.approx(0.9 * (5 / 4) ** -0.07, rel=1e-12)
+
+
 @pytest.mark.parametrize("aggregate", ["add", "mul"])
 def test_the_gradient_of_the_expected_cost_reaches_the_logits(profiler: Profiler, aggregate: str) -> None:
     logits = torch.zeros(2, 3, requires_grad=True)

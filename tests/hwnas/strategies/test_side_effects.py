@@ -112,13 +112,18 @@ class Counts(pl.Callback):
         self.found.append((int(module.updates.count), int(module.updates.images), module.total.clone()))
 
 
-@pytest.mark.parametrize("name", ["proxyless-two", "proxyless-full"])
+@pytest.mark.parametrize("name", ["proxyless-two", "proxyless-full", "enas"])
 def test_training_metrics_and_random_numbers_equal_those_without_a_strategy(name: str) -> None:
     def run(strategy: Any) -> dict[str, Any]:
         counts = Counts()
         random.seed(3)
         module, trainer = fit(strategy, Watched(), counts, max_epochs=2)
-        strategys = ("val_", "supernet_", "architecture_")  # validation: of a recalibrated subnet
+        strategys = (
+            "val_",
+            "supernet_",
+            "architecture_",
+            "controller_",
+        )  # validation: of a recalibrated subnet
         logged = {n: v for n, v in trainer.callback_metrics.items() if not n.startswith(strategys)}
         found = {"logged": logged, "module": module.state_dict(), "counts": counts.found}
         return {**found, "random": random_states()}

@@ -16,6 +16,7 @@ from hwnas.classification import Classification
 from hwnas.nn import BatchNorm2d, Conv2d, Linear
 from hwnas.strategies import (
     DARTS,
+    ENAS,
     FairNAS,
     GumbelDARTS,
     Proxyless,
@@ -24,6 +25,7 @@ from hwnas.strategies import (
     Sandwich,
 )
 from profilers.cost import Cost, CostTable
+from profilers.penalty import SampleProfilerPenalty
 from profilers.profile import Profiler
 
 CLASSES = 3
@@ -111,12 +113,21 @@ def sampled(kind: Callable[..., SampledStrategy]) -> Callable[..., SampledStrate
 DIFFERENTIABLE_OPTIONS = ("arc_learning_rate", "penalty", "arch_dataloader")
 
 
+def enas(**options: Any) -> ENAS:
+    """A few episodes only, and the penalty that goes with samples."""
+    if "penalty" in options:
+        given = options.pop("penalty")
+        options["penalty"] = SampleProfilerPenalty(given.profiler, given.baseline)
+    return ENAS(**{"batches_per_update": 3, "updates": 2, **options})
+
+
 EVERY: Mapping[str, Any] = {
     **STRATEGIES,
     "darts-second-order": lambda **options: DARTS(order=2, **options),
     "random-one-shot": sampled(RandomOneShot),
     "fairnas": sampled(FairNAS),
     "sandwich": sampled(Sandwich),
+    "enas": enas,
 }
 """All strategies by name, those included that cannot do all that Lightning can."""
 
