@@ -38,10 +38,8 @@ class _Convolution(MixedOperation, _ConvNd, ABC):
 
     def sizes(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
         axes = len(self.kernel_size)
-        return {
-            name: on_axes(size, axes) if name in _ON_AXES and not isinstance(size, str) else size
-            for name, size in super().sizes(chosen).items()
-        }
+        # Those that are fixed stand on every axis already.
+        return super().sizes({n: on_axes(s, axes) if n in _ON_AXES else s for n, s in chosen.items()})
 
     def plain(self, sizes: Mapping[str, Any]) -> nn.Module:
         return type(self)._plain(

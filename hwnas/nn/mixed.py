@@ -162,9 +162,9 @@ def greatest_sizes(live: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return live[0] if len(live) == 1 else {name: greatest([s[name] for s in live]) for name in live[0]}
 
 
-def on_axes(size: Any, axes: int) -> tuple[Any, ...]:
-    """A size as one number for each axis."""
-    return size if isinstance(size, tuple) else (size,) * axes
+def on_axes(size: Any, axes: int) -> Any:
+    """A size as one number for each axis; padding by name as it is."""
+    return size if isinstance(size, tuple | str) else (size,) * axes
 
 
 def blend(indicators: Tensor, found: Sequence[Combination]) -> Tensor:

@@ -99,7 +99,9 @@ class PlainConvolutionContract(ConvolutionContract, ABC):
                 **draw(channels(mixed=False)),
                 "kernel_size": kernel,
                 "stride": 1 if same else choice(draw, "stride", [1, 2, (2, *(1,) * (self.axes - 1))]),
-                "padding": "same" if same else draw(st.sampled_from(pads)),
+                "padding": choice(draw, "padding", ["same", "valid", 0, 1])
+                if same
+                else draw(st.sampled_from(pads)),
                 "dilation": choice(draw, "dilation", [1, 2]),
                 "bias": draw(st.booleans()),
                 "padding_mode": draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"])),

@@ -7,7 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from hwnas import Gate, ModelSpace, ValueChoice
-from hwnas.nn import BatchNorm2d, Conv2d, Linear
+from hwnas.nn import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose2d,
+    GroupNorm,
+    Linear,
+)
 
 
 def paths_of(space: ModelSpace, label: str, x: Tensor) -> Tensor:
@@ -40,7 +50,42 @@ def flattened_network(width: ValueChoice) -> nn.Module:
     return nn.Sequential(Conv2d(3, width, 3), nn.ReLU(), nn.Flatten(), Linear(width * 36, 4))
 
 
-@pytest.mark.parametrize("make", [plain_width_network, depthwise_network, flattened_network])
+def grouped_network(width: ValueChoice) -> nn.Module:
+    middle = width * 4
+    return nn.Sequential(
+        Conv2d(3, middle, 1),
+        GroupNorm(width, middle),
+        nn.ReLU(),
+        Conv2d(middle, middle, 3, padding=1, groups=width),
+        GroupNorm(width * 2, middle),
+        nn.ReLU(),
+        ConvTranspose2d(middle, 4, 2, stride=2),
+    )
+
+
+def sequence_network(width: ValueChoice) -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(2), Conv1d(3, width, 5, stride=3), BatchNorm1d(width), nn.ReLU(), Conv1d(width, 4, 3)
+    )
+
+
+def volume_network(width: ValueChoice) -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(3, (2, 4)), Conv3d(3, width, 2), BatchNorm3d(width), nn.ReLU(), Conv3d(width, 4, 1)
+    )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        plain_width_network,
+        depthwise_network,
+        flattened_network,
+        grouped_network,
+        sequence_network,
+        volume_network,
+    ],
+)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.double, 1e-12), (torch.float, 1e-6)])
 def test_coupled_width_equals_mixture_of_sliced_paths(
