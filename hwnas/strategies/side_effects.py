@@ -134,12 +134,18 @@ def frozen_weights(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_random_numbers(seed: int) -> Iterator[None]:
-    """Python's, numpy's and torch's random numbers start from ``seed`` inside and go on as before after."""
-    with isolate_rng():
+    """Python's, numpy's and torch's random numbers start from ``seed`` inside and go on as before after, also
+    when an error passes.
+    """
+    isolated = isolate_rng()
+    isolated.__enter__()
+    try:
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
         yield
+    finally:
+        isolated.__exit__(None, None, None)  # told of an error, it would leave the states as they are
 
 
 @contextlib.contextmanager

@@ -211,10 +211,14 @@ def test_metrics_that_are_no_mapping_fail() -> None:
 
 
 def test_what_goes_wrong_in_a_trial_is_raised() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
     with pytest.raises(OSError, match="the disk is full"):
         ExecutableModel(SPACE, Call(f"{HERE}:fails", {"how": "raise"})).evaluate(
             frozen(plain_function).architecture or {}
         )
+    assert torch.equal(torch.rand(1), expected)  # of this process, as if there had been no trial
 
 
 def test_a_failed_model_is_tried_again() -> None:
