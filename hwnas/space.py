@@ -91,9 +91,8 @@ class ModelSpace(nn.Module):
                 found.append(path)
         if not self._choices:
             raise ValueError(
-                f"a ModelSpace needs a network with at least one choice; {type(self.network).__name__} "
-                "holds no LayerChoice, InputChoice, Repeat, Cell or ValueChoice, and the settings no "
-                "ValueChoice"
+                f"a ModelSpace needs a network with at least one choice; {type(self.network).__name__} holds "
+                "no LayerChoice, InputChoice, Repeat, Cell or ValueChoice, and the settings no ValueChoice"
             )
         self._activity = {label: Activity(tuple(found)) for label, found in paths.items()}
 
