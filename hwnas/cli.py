@@ -59,12 +59,17 @@ def search(
     budget: Annotated[
         str, typer.Option(help="the budget between the space's cheapest (0%) and dearest (100%) network")
     ] = "50%",
-    strategy: Annotated[str, typer.Option(help="darts or proxyless")] = "proxyless",
+    strategy: Annotated[
+        str, typer.Option(help="proxyless, darts, gumbel-darts, random-one-shot, enas")
+    ] = "proxyless",
     epochs: Annotated[int, typer.Option(min=1, help="of the search")] = 4,
     train_epochs: Annotated[int, typer.Option(min=1, help="of the subnet that was found")] = 6,
     warmup_epochs: Annotated[
         int | None, typer.Option(min=0, help="of the search, weights alone; default: 1 of several")
     ] = None,
+    trials: Annotated[
+        int, typer.Option(min=1, help="that evolution makes on the supernet of random-one-shot and enas")
+    ] = 60,
     batch_size: Annotated[int | None, typer.Option(min=1, help="default: the data's own")] = None,
     lr: Annotated[float, typer.Option(help="peak learning rate of the search")] = 0.1,
     train_lr: Annotated[float, typer.Option(help="peak learning rate of the training")] = 0.1,
@@ -98,6 +103,7 @@ def search(
             epochs=epochs,
             train_epochs=train_epochs,
             warmup_epochs=min(1, epochs - 1) if warmup_epochs is None else warmup_epochs,
+            trials=trials,
             batch_size=batch_size,
             lr=lr,
             train_lr=train_lr,

@@ -17,6 +17,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
 
 from hwnas.certificate import Certificate, judge, now, patient_reading, runtime_facts
 from hwnas.classification import Classification
@@ -30,12 +31,21 @@ from hwnas.progress import Report, ReportProgress
 from hwnas.recalibrate import recalibrate
 from hwnas.run_folder import MetricsFile, RunFolder, write_json
 from hwnas.space import ModelSpace
-from hwnas.strategies import DARTS, Proxyless, Strategy
+from hwnas.strategies import DARTS, ENAS, GumbelDARTS, Proxyless, RandomOneShot, Strategy
+from hwnas.trials import RegularizedEvolution, SupernetEvaluator
+from hwnas.trials import search as search_trials
 from lookup_tables import Calibration, LatencyReading, LookupTable, SessionSettings, fingerprint
-from profilers import FlopsProfiler, LagrangianPenalty, LatencyProfiler, ParamsProfiler
+from profilers import FlopsProfiler, LagrangianPenalty, LatencyProfiler, ParamsProfiler, RangeProfilerFilter
 from profilers.space import Architecture
 
-STRATEGIES: dict[str, Callable[..., Strategy]] = {"darts": DARTS, "proxyless": Proxyless}
+DIFFERENTIABLE: dict[str, Callable[..., Strategy]] = {
+    "darts": DARTS,
+    "gumbel-darts": GumbelDARTS,
+    "proxyless": Proxyless,
+}
+# Their supernets are searched by evolution: there is no score that adds up over choices.
+SAMPLED: dict[str, Callable[..., Strategy]] = {"enas": ENAS, "random-one-shot": RandomOneShot}
+STRATEGIES = {**DIFFERENTIABLE, **SAMPLED}
 
 # A network that leaves more of the budget unused is not what was asked for, as long as others fit.
 _LEAST_USE = 0.94
@@ -64,6 +74,7 @@ class SearchSettings:
         lr, train_lr: peak learning rates of the search and of the training.
         arc_learning_rate: of the architecture parameters.
         warmup_epochs: epochs at the start of the search that train weights alone.
+        trials: networks that evolution tries on the supernet of a strategy that samples.
         threads, optimisation: of the ONNX Runtime session that is measured.
         accelerator, devices, precision: Lightning's.
         seed: of everything that is drawn.
@@ -84,6 +95,7 @@ class SearchSettings:
     train_lr: float = 0.1
     arc_learning_rate: float = 0.01
     warmup_epochs: int = 1
+    trials: int = 60
     threads: int = 1
     optimisation: str = "all"
     accelerator: str = "auto"
@@ -98,6 +110,8 @@ class SearchSettings:
             raise ValueError(
                 f"epochs and train_epochs must be at least 1; got {self.epochs} and {self.train_epochs}"
             )
+        if self.trials < 1:
+            raise ValueError(f"trials must be at least 1; got {self.trials}")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(
                 "warmup_epochs must leave at least one epoch to search: from 0 to epochs - 1; "
@@ -251,14 +265,7 @@ class Search:
 
     def _searched(self) -> Strategy:
         settings = self.settings
-        strategy = STRATEGIES[settings.strategy](
-            arc_learning_rate=settings.arc_learning_rate,
-            penalty=LagrangianPenalty(self.latency, baseline=min(self.budget_ms, self.folder["span_ms"][1])),
-            warmup_epochs=settings.warmup_epochs,
-            arch_dataloader=arch_dataloader(self._data),
-            recalibration_batches=_RECALIBRATION_BATCHES,
-            seed=settings.seed,
-        )
+        strategy = STRATEGIES[settings.strategy](**self._strategy_options())
         module = Classification(self.space, self._facts.num_classes, lr=settings.lr)
         state = self._fit(
             module,
@@ -273,13 +280,32 @@ class Search:
         strategy.load_policy_state(state["callbacks"][strategy.state_key]["policy"])
         return strategy
 
+    def _strategy_options(self) -> dict[str, Any]:
+        settings = self.settings
+        highest = min(self.budget_ms, self.folder["span_ms"][1])
+        options: dict[str, Any] = {
+            "warmup_epochs": settings.warmup_epochs,
+            "recalibration_batches": _RECALIBRATION_BATCHES,
+            "seed": settings.seed,
+        }
+        if settings.strategy in SAMPLED:
+            options["filter"] = RangeProfilerFilter(self.latency, max=highest)
+        else:
+            options["penalty"] = LagrangianPenalty(self.latency, baseline=highest)
+        if settings.strategy != "random-one-shot":
+            options["arc_learning_rate"] = settings.arc_learning_rate
+            options["arch_dataloader"] = arch_dataloader(self._data)
+        return options
+
     def _derived(self, strategy: Strategy) -> Architecture:
         """The architecture to train: measured before it is trained, since weights do not change latency."""
         if self.folder.get("architecture"):
             return self.space.validate(self.folder["architecture"])
         for _ in range(_ATTEMPTS):
-            candidates = self._candidates(strategy.probabilities())
-            architecture = self._selected(candidates)
+            if self.settings.strategy in SAMPLED:
+                architecture = self._evolved()
+            else:
+                architecture = self._selected(self._candidates(strategy.probabilities()))
             if self._other_device():
                 break
             path = self.folder.path / "candidate.onnx"
@@ -309,12 +335,7 @@ class Search:
         """The best-scoring architectures that use the budget well, or that fit at all."""
         rejected = self._rejected()
         limit: Budget = {self.latency: self.budget_ms}
-        low, high = self.latency.cost.bounds()
-        if self.budget_ms < low:
-            raise SearchFailedError(
-                f"after correction by measurement the cheapest network needs {low:.4f} ms, more than the "
-                f"budget of {self.budget_ms:.4f} ms"
-            )
+        high = self._dearest()
         use: Budget = {self.latency: _LEAST_USE * min(self.budget_ms, high)}
         found = list(islice(ranked(self.space, probabilities, limit, use, rejected), _CANDIDATES))
         if not found:
@@ -322,6 +343,51 @@ class Search:
         if not found:
             raise SearchFailedError(f"no network is left within the budget of {self.budget_ms:.4f} ms")
         return found
+
+    def _dearest(self) -> float:
+        """What the dearest network needs by the table of now, in ms; the cheapest has to fit."""
+        low, high = self.latency.cost.bounds()
+        if self.budget_ms < low:
+            raise SearchFailedError(
+                f"after correction by measurement the cheapest network needs {low:.4f} ms, more than the "
+                f"budget of {self.budget_ms:.4f} ms"
+            )
+        return high
+
+    def _evolved(self) -> Architecture:
+        """The most accurate network that evolution on the trained supernet finds, the budget well used."""
+        rejected = self._rejected()
+        highest = min(self.budget_ms, self._dearest())
+        try:
+            within = RangeProfilerFilter(self.latency, min=_LEAST_USE * highest, max=highest)
+        except ValueError:
+            within = RangeProfilerFilter(self.latency, max=highest)
+        evaluate = SupernetEvaluator(
+            self.space.cpu(),
+            list(islice(retrain_dataloader(self._data), _RECALIBRATION_BATCHES)),
+            list(self._data.val_dataloader()),
+            {"accuracy": MulticlassAccuracy(self._facts.num_classes, average="micro")},
+        )
+        trials = self.settings.trials
+        self._report("searching the supernet", 0, trials)
+        # Each correction of the table makes it another search.
+        journal = self.folder.path / f"trials-{len(rejected)}.jsonl"
+        found = search_trials(
+            self.space,
+            evaluate,
+            RegularizedEvolution(population_size=20, sample_size=10, crossover=0.5),
+            {"accuracy": "max"},
+            trials=trials,
+            filters=[within],
+            seed=self.settings.seed,
+            journal=journal,
+            report=lambda trial: self._report("searching the supernet", trial.number + 1, trials),
+        )
+        known = [self.space.canonical(architecture) for architecture in rejected]
+        for trial in found.top_k(trials):
+            if trial.architecture not in known:
+                return dict(trial.architecture)
+        raise SearchFailedError(f"no network is left within the budget of {self.budget_ms:.4f} ms")
 
     def _selected(self, candidates: list[Architecture]) -> Architecture:
         """The most accurate on the selection set, with the supernet's weights, BatchNorm recalibrated."""

@@ -25,7 +25,10 @@ def call(*arguments: object):
     [
         (["search", "--space", "nope"], "unknown space 'nope'; there are small-mobilenet"),
         (["search", "--data", "nope"], "unknown data 'nope'; there are fashion-mnist, digits"),
-        (["search", "--strategy", "nope"], "unknown strategy 'nope'; there are darts, proxyless"),
+        (
+            ["search", "--strategy", "nope"],
+            "unknown strategy 'nope'; there are darts, gumbel-darts, proxyless",
+        ),
         (["search", "--budget", "half"], "such as 50%; got 'half'"),
         (["search", "--budget", "150%"], "from 0 to 100 %"),
         (["search", "--epochs", "2", "--warmup-epochs", "2"], "leave at least one epoch to search"),

@@ -13,7 +13,7 @@ import torch
 from hwnas.certificate import Certificate
 from hwnas.export import read_metadata
 from hwnas.non_finite import NonFiniteLossError
-from hwnas.search import Search, SearchFailedError, SearchSettings
+from hwnas.search import STRATEGIES, Search, SearchFailedError, SearchSettings
 from lookup_tables import LatencyReading, fingerprint
 from tests.hwnas.tiny_space import tiny_table
 
@@ -91,6 +91,30 @@ def test_search_leaves_every_file_and_fact(tmp_path, machine, table):
     assert Certificate.load(out / "subnet.onnx") == Certificate.load(out / "certificate.json")
     assert facts["predicted_ms"] <= facts["budget_ms"]
     assert facts["architecture"] == json.loads((out / "architecture.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_ends_with_a_network_inside_the_budget(tmp_path, machine, table, strategy):
+    certificate = search(tmp_path / "run", device_table=table, strategy=strategy, trials=5).run()
+    assert certificate.passed
+    assert certificate.strategy == strategy
+    assert certificate.predicted_ms <= certificate.budget_ms
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["searching (", "searching the supernet"])
+def test_killed_search_of_a_sampling_strategy_goes_on_and_tries_nothing_twice(tmp_path, machine, table, step):
+    options = {"device_table": table, "strategy": "random-one-shot", "trials": 6}
+    whole = search(tmp_path / "whole", **options).run()
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "cut", killed_at(step, 4), **options).run()
+    seen = []
+    resumed = search(tmp_path / "cut", lambda what, done, total: seen.append((what, done)), **options).run()
+    assert resumed.architecture == whole.architecture
+    assert resumed.test_accuracy == whole.test_accuracy
+    tried = [done for what, done in seen if what == "searching the supernet" and done]
+    assert tried == ([5, 6] if step == "searching the supernet" else [1, 2, 3, 4, 5, 6])
 
 
 def test_finished_search_is_read_back_without_measuring(tmp_path, machine, table):
@@ -250,7 +274,7 @@ def test_exported_file_is_the_trained_network(tmp_path, machine, table):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"strategy": "magic"}, "unknown strategy 'magic'; there are darts, proxyless"),
+        ({"strategy": "magic"}, "unknown strategy 'magic'; there are darts, gumbel-darts, proxyless"),
         ({"budget_percent": 120.0}, "from 0 to 100 %; got 120.0 %"),
         ({"max_latency_ms": -1.0}, "max_latency_ms must be above 0"),
         ({"warmup_epochs": 2}, "leave at least one epoch to search"),
