@@ -50,9 +50,9 @@ class ENAS(SampledStrategy):
     architecture, the last answer, and some that the controller draws (there: of 10 draws, on one batch
     each); and what is named in `Controller` and `Learner`.
 
-    With a filter, draws outside of it are drawn again; where hardly one in a thousand is inside, they are
-    uniform in the filter instead, and the controller learns from those. A penalty's baseline is the
-    budget of the answer. TuNAS's absolute reward (arXiv 2008.06120, equation 1) is
+    With a filter, draws outside of it are drawn again; what is still missing after about a thousand is drawn
+    uniformly within the filter, and the controller learns from that, too. A penalty's baseline is the budget
+    of the answer. TuNAS's absolute reward (arXiv 2008.06120, equation 1) is
     ``SampleProfilerPenalty(profiler, baseline=target, scale=0.07, nonlinear="absolute")``, its ``beta``
     being ``-scale``.
 
