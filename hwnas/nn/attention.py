@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hwnas.nn.mixed import MixedOperation, greatest_sizes, presence, split
+from hwnas.nn.mixed import ONE_PATH, MixedOperation, greatest_sizes, presence, split
 from hwnas.values import Value, combinations, outcomes
 
 
@@ -150,8 +150,7 @@ class MultiheadAttention(MixedOperation, nn.MultiheadAttention):
             if name != "vdim":
                 raise ValueError(
                     f"attention is not linear in its {name}, so that no blended weight equals the mixture of "
-                    f"{value.all()}: fix it, choose between whole layers with a LayerChoice, or search with "
-                    "a strategy that runs one path (RandomOneShot, ENAS)"
+                    f"{value.all()}: fix it, choose between whole layers with a LayerChoice, or {ONE_PATH}"
                 )
 
     def plain(self, sizes: Mapping[str, Any]) -> nn.Module:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from hwnas.nn.masked import masked
-from hwnas.nn.mixed import MixedOperation, blend, greatest_sizes, on_axes, presence, split
+from hwnas.nn.mixed import ONE_PATH, MixedOperation, blend, greatest_sizes, on_axes, presence, split
 from hwnas.values import Value, combinations, outcomes
 
 Size = int | tuple[int | Value, ...] | Value
@@ -34,7 +34,6 @@ class _Convolution(MixedOperation, _ConvNd, ABC):
     )
 
     _plain: ClassVar[Callable[..., nn.Module]]
-    _function: ClassVar[Callable[..., Tensor]]
 
     def sizes(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
         axes = len(self.kernel_size)
@@ -56,12 +55,11 @@ class _Convolution(MixedOperation, _ConvNd, ABC):
         return parts
 
     def check_can_mix(self) -> None:
-        elsewhere = "search with a strategy that runs one path (RandomOneShot, ENAS)"
         for name in ("stride", "dilation", "output_padding"):
             if name in self.undecided():
                 raise ValueError(
                     f"options of {name} {self.values[name].all()} cannot be blended into one kernel: "
-                    f"wrap the variants in a LayerChoice, or {elsewhere}"
+                    f"wrap the variants in a LayerChoice, or {ONE_PATH}"
                 )
         every = [self.sizes(outcome) for outcome in outcomes(self.values)]
         is_dense = all(sizes["groups"] == 1 for sizes in every)
@@ -73,7 +71,7 @@ class _Convolution(MixedOperation, _ConvNd, ABC):
                 "under mixing weights groups must be 1, or follow the channels so that in_channels / groups "
                 "and out_channels / groups stay the same (depthwise: all three are one value); got groups "
                 f"{sorted({sizes['groups'] for sizes in every})} of {sorted(thickness)} channels. Choose "
-                f"between whole layers with a LayerChoice, or {elsewhere}"
+                f"between whole layers with a LayerChoice, or {ONE_PATH}"
             )
         # Centred kernels line up only where padding grows with the kernel's half.
         kernels = list(zip(*(sizes["kernel_size"] for sizes in every), strict=True))
@@ -85,7 +83,7 @@ class _Convolution(MixedOperation, _ConvNd, ABC):
             raise ValueError(
                 "kernels are blended around their centre: kernel sizes must be odd, and padding must be "
                 "kernel_size // 2 (times dilation) plus a constant, or 'same'; got (kernel_size, padding) "
-                f"{pairs}. Choose between whole layers with a LayerChoice, or {elsewhere}"
+                f"{pairs}. Choose between whole layers with a LayerChoice, or {ONE_PATH}"
             )
 
     def _running(self) -> tuple[dict[str, Tensor], dict[str, Any], Tensor | None]:
@@ -110,8 +108,10 @@ class _Convolution(MixedOperation, _ConvNd, ABC):
         return parts, sizes, mask
 
 
-class _Forward(_Convolution, ABC):
+class _ForwardConvolution(_Convolution, ABC):
     """A convolution that is not transposed, in any number of dimensions."""
+
+    _function: ClassVar[Callable[..., Tensor]]
 
     def __init__(
         self,
@@ -165,13 +165,13 @@ class _Forward(_Convolution, ABC):
         is_batched = input.ndim == len(self.kernel_size) + 2
         if mask is None:
             return run(input, weight, bias)
-        if mask.shape[1:].numel() == 1 < weight.shape[1] and is_batched and isinstance(padding, tuple):
+        if mask.shape[1:].numel() == 1 and is_batched and isinstance(padding, tuple):
             return masked(input, mask, weight, bias, run, to_input)
         return run(input, weight * mask, bias)
 
 
 @final
-class Conv1d(_Forward, nn.Conv1d):
+class Conv1d(_ForwardConvolution, nn.Conv1d):
     """``torch.nn.Conv1d`` whose arguments may be values; all else as in `Conv2d`.
 
     Shapes: ``(N, in_channels, L)`` to ``(N, out_channels, L')``.
@@ -182,7 +182,7 @@ class Conv1d(_Forward, nn.Conv1d):
 
 
 @final
-class Conv2d(_Forward, nn.Conv2d):
+class Conv2d(_ForwardConvolution, nn.Conv2d):
     """``torch.nn.Conv2d`` whose arguments may be values.
 
     Shapes: ``(N, in_channels, H, W)`` to ``(N, out_channels, H', W')``. Channels are taken from the
@@ -209,7 +209,7 @@ class Conv2d(_Forward, nn.Conv2d):
 
 
 @final
-class Conv3d(_Forward, nn.Conv3d):
+class Conv3d(_ForwardConvolution, nn.Conv3d):
     """``torch.nn.Conv3d`` whose arguments may be values; all else as in `Conv2d`.
 
     Shapes: ``(N, in_channels, D, H, W)`` to ``(N, out_channels, D', H', W')``.
@@ -229,7 +229,6 @@ class ConvTranspose2d(_Convolution, nn.ConvTranspose2d):
 
     elastic = (*_Convolution.elastic, "output_padding")
     _plain = nn.ConvTranspose2d
-    _function = staticmethod(F.conv_transpose2d)
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from typing import Any, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hwnas.nn.mixed import MixedOperation, split
+from hwnas.nn.mixed import ONE_PATH, MixedOperation, split
 from hwnas.values import Value
 
 
@@ -76,8 +76,7 @@ class Embedding(MixedOperation, nn.Embedding):
         if "num_embeddings" in self.undecided():
             raise ValueError(
                 f"options of num_embeddings {self.values['num_embeddings'].all()} return the same where all "
-                "of them know an index, so that no gradient tells them apart: fix it, or search with a "
-                "strategy that runs one path (RandomOneShot, ENAS)"
+                f"of them know an index, so that no gradient tells them apart: fix it, or {ONE_PATH}"
             )
 
     def plain(self, sizes: Mapping[str, Any]) -> nn.Module:

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from hwnas.freezing import Freezer, Freezes
 from hwnas.values import Combination, Value, as_value, combinations, values_in
 
+# The end of an error that says what cannot be blended.
+ONE_PATH = "search with a strategy that runs one path (RandomOneShot, ENAS)"
+
 # Arguments that are no sizes: any number will do.
 _FRACTIONS = {"eps", "momentum", "p", "dropout"}
 

@@ -10,10 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hwnas.nn.mixed import MixedOperation, split
+from hwnas.nn.mixed import ONE_PATH, MixedOperation, split
 from hwnas.values import Value, outcomes
-
-_ONE_PATH = "search with a strategy that runs one path (RandomOneShot, ENAS)"
 
 
 class _BatchNormalisation(MixedOperation, _BatchNorm, ABC):
@@ -84,11 +82,11 @@ class _BatchNormalisation(MixedOperation, _BatchNorm, ABC):
     def check_can_mix(self) -> None:
         for name in ("eps", "momentum"):
             if name in self.undecided():
-                raise ValueError(f"options of {name} cannot be blended: fix it, or {_ONE_PATH}")
+                raise ValueError(f"options of {name} cannot be blended: fix it, or {ONE_PATH}")
         if self._has_own_statistics() and "num_features" in self.undecided():
             raise ValueError(
                 "with statistics='per_width' a channel is normalised differently in every width, so that no "
-                f"blended output holds them all: set statistics='shared', or {_ONE_PATH}"
+                f"blended output holds them all: set statistics='shared', or {ONE_PATH}"
             )
 
     def plain(self, sizes: Mapping[str, Any]) -> nn.Module:
@@ -197,7 +195,7 @@ class LayerNorm(MixedOperation, nn.LayerNorm):
             raise ValueError(
                 f"LayerNorm's mean and variance are those of the picked {name}, so that no blended output "
                 f"holds all of {value.all()}: fix it and mix widths that are not normalised (the hidden one "
-                f"of an MLP), choose between whole blocks with a LayerChoice, or {_ONE_PATH}"
+                f"of an MLP), choose between whole blocks with a LayerChoice, or {ONE_PATH}"
             )
 
     def plain(self, sizes: Mapping[str, Any]) -> nn.Module:
@@ -256,7 +254,7 @@ class GroupNorm(MixedOperation, nn.GroupNorm):
 
     def check_can_mix(self) -> None:
         if "eps" in self.undecided():
-            raise ValueError(f"options of eps cannot be blended: fix it, or {_ONE_PATH}")
+            raise ValueError(f"options of eps cannot be blended: fix it, or {ONE_PATH}")
         every = [self.sizes(outcome) for outcome in outcomes(self.values)]
         pairs = sorted({(sizes["num_groups"], sizes["num_channels"]) for sizes in every})
         if len({channels / groups for groups, channels in pairs}) > 1:
@@ -264,7 +262,7 @@ class GroupNorm(MixedOperation, nn.GroupNorm):
                 "a group's mean and variance are those of its channels, which must stay the same under every "
                 f"option; got (num_groups, num_channels) {pairs}. Let num_groups follow num_channels "
                 "(GroupNorm(width // 8, width)), choose between whole layers with a LayerChoice, or "
-                f"{_ONE_PATH}"
+                f"{ONE_PATH}"
             )
 
     def plain(self, sizes: Mapping[str, Any]) -> nn.Module:
