@@ -153,7 +153,7 @@ def evaluated(evaluate: Evaluate, architecture: Architecture) -> Outcome:
     """Runs one evaluation where it is called, a worker mostly; an error comes back as text."""
     start = time.perf_counter()
     try:
-        metrics = {str(name): float(value) for name, value in evaluate(architecture).items()}
+        metrics = {str(name): float(value) for name, value in evaluate(dict(architecture)).items()}
         error = None
     except Exception as raised:
         metrics, error = {}, "".join(traceback.format_exception_only(raised)).strip()

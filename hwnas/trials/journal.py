@@ -51,18 +51,22 @@ class Journal:
         if not self._path.exists():
             return False
         lines = self._path.read_bytes().splitlines(keepends=True)
+        if not lines:
+            return False
         whole = [line for line in lines if line.endswith(b"\n")]
-        if not whole and not header_begins_with(b"".join(lines), header):
-            raise ValueError(f"'{self._path}' is no journal of trials; name another file")
         try:
             records = [json.loads(line) for line in whole]
-            if records:
-                self._check(records[0], header)
-            self.trials = [Trial.from_json(record) for record in records[1:]]
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            is_journal = records[0].keys() >= {"schema"} if records else _line(header).startswith(lines[0])
+            if not is_journal:
+                raise ValueError("it does not begin like one")
+            trials = [Trial.from_json(record) for record in records[1:]]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"'{self._path}' is no journal of trials, or is damaged ({error!r}); name another file"
             ) from error
+        if whole:
+            self._check(records[0], header)
+        self.trials = trials
         if len(whole) < len(lines):
             os.truncate(self._path, sum(map(len, whole)))
         return bool(whole)
@@ -82,14 +86,13 @@ class Journal:
 
     def _append(self, record: Mapping[str, Any]) -> None:
         with self._path.open("ab") as file:
-            file.write(json.dumps(record).encode() + b"\n")
+            file.write(_line(record))
             file.flush()
             os.fsync(file.fileno())
 
 
-def header_begins_with(beginning: bytes, header: Mapping[str, Any]) -> bool:
-    """Whether a first line that was cut off is that of a journal."""
-    return json.dumps(header).encode().startswith(beginning)
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record).encode() + b"\n"
 
 
 def described_space(space: ModelSpace) -> dict[str, Any]:

@@ -125,10 +125,6 @@ def search(
         trial = _trial(number, pending[number], outcome, aims, costs)
         if book is not None:
             book.add(trial)
-        if trial.is_failed:
-            warnings.warn(f"trial {number} failed with {trial.error}", stacklevel=3)
-        if report is not None:
-            report(trial)
         return trial
 
     proposals = method.start(Problem(candidates, aims, generator))
@@ -157,7 +153,11 @@ def search(
             else:
                 try:
                     trial = written(*running.next())
-                except BaseException:
+                    if trial.is_failed:
+                        warnings.warn(f"trial {trial.number} failed with {trial.error}", stacklevel=2)
+                    if report is not None:
+                        report(trial)
+                except BaseException:  # an interrupt, most of all: what has finished is not lost
                     for number, outcome in running.finished():
                         written(number, outcome)
                     raise
