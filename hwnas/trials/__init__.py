@@ -5,6 +5,7 @@ from hwnas.trials.candidates import Candidates
 from hwnas.trials.grid_search import GridSearch
 from hwnas.trials.method import Method, Problem, Proposals
 from hwnas.trials.nsga2 import NSGA2
+from hwnas.trials.policy_search import PolicySearch
 from hwnas.trials.random_search import RandomSearch
 from hwnas.trials.regularized_evolution import RegularizedEvolution
 from hwnas.trials.results import Direction, Objectives, Trial, Trials
@@ -21,6 +22,7 @@ __all__ = [
     "Method",
     "Objectives",
     "ParetoPoint",
+    "PolicySearch",
     "Problem",
     "Proposals",
     "RandomSearch",
