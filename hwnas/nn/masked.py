@@ -49,7 +49,6 @@ class _Masked(torch.autograd.Function):
         to_input: ToInput,
     ) -> Tensor:
         output = run(input, weight * mask, bias)
-        # Under autocast the output has another type than the weight.
         ctx.save_for_backward(input, mask, weight)
         ctx.to_input = to_input
         return output
@@ -58,6 +57,7 @@ class _Masked(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         input, mask, weight = ctx.saved_tensors
+        # Under autocast the gradient has another type than what went in.
         to_masked = ctx.to_input(gradient, input.to(gradient.dtype), weight.to(gradient.dtype))
         to_mask = (to_masked * input).sum_to_size(mask.shape).to(mask.dtype)
         to_input = (to_masked * mask).to(input.dtype) if ctx.needs_input_grad[0] else None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas import Gate, ModelSpace, ValueChoice
@@ -15,9 +19,16 @@ from hwnas.nn import (
     Conv2d,
     Conv3d,
     ConvTranspose2d,
+    Dropout,
+    Embedding,
     GroupNorm,
+    LayerNorm,
     Linear,
+    MultiheadAttention,
 )
+from hwnas.strategies import DARTS, Proxyless
+from profilers import FlopsProfiler, count_macs
+from tests.hwnas.strategies.tiny import CLASSES, fit
 
 
 def paths_of(space: ModelSpace, label: str, x: Tensor) -> Tensor:
@@ -152,3 +163,95 @@ def test_choice_of_one_option_is_not_mixed() -> None:
         output = space(torch.randn(2, 4))
     (to_weights,) = torch.autograd.grad(output.sum(), weights, allow_unused=True)
     assert to_weights is None  # nothing was masked on the way
+
+
+class EveryOperation(nn.Module):
+    """8x8 images through every operation that can be mixed, each with a choice of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        groups, middle = ValueChoice([1, 2], label="groups"), ValueChoice([4, 6], label="middle")
+        volume, tokens = ValueChoice([2, 4], label="volume"), ValueChoice([3, 6], label="tokens")
+        kernel, memory = ValueChoice([1, 3], label="kernel"), ValueChoice([4, 8], label="memory")
+        wide = groups * 4
+        self.image = nn.Sequential(
+            Conv2d(1, wide, 3, stride=2, padding=1),
+            GroupNorm(groups, wide),
+            Conv2d(wide, wide, kernel, padding=kernel // 2, groups=groups),
+            BatchNorm2d(wide),
+            nn.ReLU(),
+            ConvTranspose2d(wide, middle, 2, stride=2),
+            nn.Flatten(2),
+            Conv1d(middle, 8, 4, stride=4),
+            BatchNorm1d(8),
+            nn.Unflatten(2, (2, 2, 4)),
+            Conv3d(8, volume, 1),
+            BatchNorm3d(volume),
+            nn.ReLU(),
+            Conv3d(volume, 8, 1),
+            nn.Flatten(2),
+        )
+        self.memory = Embedding(5, memory)
+        self.attention = MultiheadAttention(8, 2, vdim=memory, kdim=8, batch_first=True)
+        self.keys = nn.Parameter(torch.randn(1, 5, 8))
+        drop = Dropout(ValueChoice([0.0, 0.3], label="p"))
+        self.head = nn.Sequential(Linear(8, tokens), nn.ReLU(), drop, Linear(tokens, CLASSES))
+
+    def forward(self, images: Tensor) -> Tensor:
+        sequence = self.image(images).transpose(1, 2)
+        keys = self.keys.expand(len(images), -1, -1)
+        values = self.memory(torch.arange(5, device=images.device).expand(len(images), -1))
+        attended, _ = self.attention(sequence, keys, values, need_weights=False)
+        scores: Tensor = self.head((sequence + attended).mean(1))
+        return scores
+
+
+class Classifies(pl.LightningModule):
+    def __init__(self, space: ModelSpace) -> None:
+        super().__init__()
+        self.space = space
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images, labels = batch
+        return F.cross_entropy(self.space(images), labels)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.training_step(batch, batch_idx))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.space.parameters(), lr=0.01)
+
+
+@pytest.mark.parametrize("strategy", [DARTS, Proxyless])
+def test_search_over_every_operation_reaches_every_choice_and_keeps_to_its_budget(strategy: Any) -> None:
+    torch.manual_seed(0)
+    space = ModelSpace(EveryOperation())
+    example = torch.zeros(1, 1, 8, 8)
+    profiler = FlopsProfiler(space, example)
+    low, high = profiler.cost.bounds()
+    budget = (low + high) / 2
+    search = strategy(arc_learning_rate=0.1)
+    fit(search, Classifies(space), max_epochs=4)
+    with space.running(search.architecture_gates(torch.Generator().manual_seed(0))):
+        loss = space(torch.randn(4, 1, 8, 8)).square().sum()
+    gradients = torch.autograd.grad(loss, search.logits.parameters())
+    assert all((gradient != 0).all() for gradient in gradients)
+    architecture = search.architecture({profiler: budget})
+    subnet = space.freeze(architecture).eval()
+    assert count_macs(subnet, [example]).headline == profiler.profile(architecture) <= budget
+    with space.eval().running(space.gates_of(architecture)):
+        torch.testing.assert_close(space(example), subnet(example))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        LayerNorm(ValueChoice([4, 8], label="width")),
+        MultiheadAttention(ValueChoice([4, 8], label="width"), 2),
+    ],
+    ids=["LayerNorm", "MultiheadAttention"],
+)
+def test_strategy_that_mixes_refuses_what_cannot_be_blended_before_the_first_step(layer: nn.Module) -> None:
+    space = ModelSpace(nn.Sequential(nn.Identity(), layer))
+    with pytest.raises(ValueError, match=r"'1' cannot be searched with mixing weights: .*LayerChoice.*ENAS"):
+        DARTS().prepare_for(space)
