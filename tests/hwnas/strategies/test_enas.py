@@ -273,9 +273,8 @@ class Around(pl.Callback):
             "asking": [p.requires_grad for p in module.parameters()],
             "modes": [child.training for child in module.modules()],
             "metrics": {
-                f"{name}.{state}": value.clone()
+                name: copy.deepcopy(dict(getattr(child, "metric_state", {})))
                 for name, child in module.named_children()
-                for state, value in getattr(child, "metric_state", {}).items()
             },
             "random": [torch.get_rng_state(), torch.from_numpy(np.random.get_state()[1].astype(np.int64))],  # type: ignore[union-attr, index]  # the legacy tuple
         }
