@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric
 
 from hwnas import LayerChoice, ModelSpace
 from hwnas.strategies import ENAS, PPO, NonFiniteLossError, Reinforce
@@ -272,9 +273,8 @@ class Around(pl.Callback):
             "asking": [p.requires_grad for p in module.parameters()],
             "modes": [child.training for child in module.modules()],
             "metrics": {
-                f"{name}.{state}": value.clone()
+                name: copy.deepcopy(dict(getattr(child, "metric_state", {})))
                 for name, child in module.named_children()
-                for state, value in getattr(child, "metric_state", {}).items()
             },
             "random": [torch.get_rng_state(), torch.from_numpy(np.random.get_state()[1].astype(np.int64))],  # type: ignore[union-attr, index]  # the legacy tuple
         }
@@ -293,6 +293,31 @@ def test_episodes_leave_no_trace_in_the_users_module() -> None:
     assert around.compared == 8
     assert space_of(module).gates is None
     assert "log" not in vars(module)
+
+
+class Stateful(Scored):
+    """Logs a metric that gathers, and draws global random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(is_conv)
+        self.mean = MeanMetric()
+        self.batches: list[float] = []
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        value = torch.rand(()) + float(np.random.rand())
+        self.mean(value)
+        self.log("val_acc", self.mean)
+        if not (self.trainer.validating or self.trainer.sanity_checking):
+            self.batches.append(float(value))
+
+
+def test_metric_that_gathers_starts_anew_with_each_episode() -> None:
+    episodes, module, around = Episodes(), Stateful(), Around()
+    made = trainer(around, ENAS(**FEW, learner=episodes), around)
+    made.fit(module, *loaders())
+    assert [reward for _, reward in episodes.all()] == pytest.approx(module.batches)
+    assert len(set(module.batches)) == 6
+    assert around.compared == 4
 
 
 def test_error_in_an_episode_leaves_no_trace() -> None:
