@@ -336,7 +336,7 @@ class Strategy(pl.Callback, ABC):
         is_bound = max(use, default=0.0) > _USED_UP
         for sign in self._watch.of_validation(self.space, self.validated, logged, supernet, is_bound):
             warnings.warn(f"{type(self).__name__}: {sign}", stacklevel=2)
-        self.judge([(a, _over_ranks(means)) for a, means in found if a is not None])
+        self.judge([(a, _over_ranks(means, pl_module.device)) for a, means in found if a is not None])
         options = self.space.options
         row = {f"architecture/{n}": float(options[n].index(o)) for n, o in self.validated.items()}
         for logger in trainer.loggers:
@@ -455,8 +455,9 @@ def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(means[name] for means in found) / len(found) for name in names}
 
 
-def _over_ranks(means: Mapping[str, float]) -> dict[str, float]:
-    values = [torch.tensor(value, dtype=torch.float64) for value in means.values()]
+def _over_ranks(means: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    # NCCL takes tensors on its own device alone.
+    values = [torch.tensor(value, dtype=torch.float32, device=device) for value in means.values()]
     average(values)
     return dict(zip(means, map(float, values), strict=True))
 
