@@ -25,6 +25,8 @@ class Gate:
     Attributes:
         picked: indices of the options whose own weights receive gradients.
         weights: shape ``(options,)``, one mixing weight an option, 1 in sum; None runs ``picked[0]`` alone.
+            The gradient that reaches one-hot weights is relative to the picked option's, which is 0: what
+            weights that always sum to 1, such as a softmax, make of it is the same, and less is kept.
         run: indices of the options that are computed under ``weights``; None means all. The weight of
             an option that is not run must be 0.
     """
@@ -74,18 +76,27 @@ def mixture(weights: Tensor, outputs: Sequence[Tensor], of: str = "options") -> 
 class _Mixture(torch.autograd.Function):
     """One pass over each output forward and one backward; no product is stored.
 
-    Under a one-hot gate the forward is the picked output itself and an output that was computed
-    without a graph costs one dot product.
+    Under a one-hot gate the forward is the picked output itself, and of the others only the difference from
+    it is kept.
     """
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, *outputs: Tensor) -> Tensor:
-        ctx.save_for_backward(weights, *outputs)
+        factors = weights.tolist()
+        ctx.factors = factors
+        ctx.types = [output.dtype for output in outputs]
+        ctx.picked = _picked(factors)
+        kept: Sequence[Tensor] = ()
+        if ctx.needs_input_grad[0]:
+            kept = outputs
+            if ctx.picked is not None:
+                kept = [output - outputs[ctx.picked] for i, output in enumerate(outputs) if i != ctx.picked]
+        ctx.save_for_backward(weights, *kept)
         dtype = outputs[0].dtype
         for output in outputs[1:]:
             dtype = torch.promote_types(dtype, output.dtype)
         total = torch.zeros_like(outputs[0], dtype=dtype)
-        for weight, output in zip(weights.tolist(), outputs, strict=True):
+        for weight, output in zip(factors, outputs, strict=True):
             if weight != 0.0:
                 total.add_(output, alpha=weight)
         return total
@@ -93,15 +104,23 @@ class _Mixture(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        weights, *outputs = ctx.saved_tensors
+        weights, *kept = ctx.saved_tensors
         needs_weights, *needs_outputs = ctx.needs_input_grad
         to_weights = None
         if needs_weights:
             flat = gradient.reshape(-1)
-            dots = [torch.dot(flat, output.reshape(-1).to(flat.dtype)) for output in outputs]
+            dots = [torch.dot(flat, found.reshape(-1).to(flat.dtype)) for found in kept]
+            if ctx.picked is not None:
+                dots.insert(ctx.picked, flat.new_zeros(()))
             to_weights = torch.stack(dots).to(weights.dtype)
         to_outputs = [
-            (gradient * weight).to(output.dtype) if needed else None
-            for weight, output, needed in zip(weights.tolist(), outputs, needs_outputs, strict=True)
+            (gradient * factor).to(dtype) if needed else None
+            for factor, dtype, needed in zip(ctx.factors, ctx.types, needs_outputs, strict=True)
         ]
         return (to_weights, *to_outputs)
+
+
+def _picked(factors: Sequence[float]) -> int | None:
+    """The place of the 1 where all others are 0."""
+    others = [i for i, factor in enumerate(factors) if factor != 0.0]
+    return others[0] if len(others) == 1 and factors[others[0]] == 1.0 else None

@@ -22,12 +22,40 @@ def test_mixture_equals_weighted_sum_with_its_gradients(numbers: list[float], sh
     torch.testing.assert_close(found, torch.autograd.grad(expected, [weights, *outputs], cotangent))
 
 
+def test_one_hot_weights_that_sum_to_one_get_the_gradient_of_the_plain_sum() -> None:
+    logits = torch.tensor([0.3, -1.0, 0.5], dtype=torch.double, requires_grad=True)
+    outputs = [torch.randn(4, dtype=torch.double) for _ in range(3)]
+    cotangent = torch.randn(4, dtype=torch.double)
+    soft = logits.softmax(0)
+    weights = torch.tensor([0.0, 1.0, 0.0], dtype=torch.double) + (soft - soft.detach())
+    plain = sum(weight * output for weight, output in zip(weights, outputs, strict=True))
+    (found,) = torch.autograd.grad(mixture(weights, outputs), logits, cotangent, retain_graph=True)
+    (expected,) = torch.autograd.grad(plain, logits, cotangent)
+    torch.testing.assert_close(found, expected)
+
+
+def test_one_hot_mixture_keeps_differences_from_the_picked_output_alone() -> None:
+    outputs = [torch.randn(2, 3) for _ in range(3)]
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    for asks, count in ((True, 2), (False, 0)):
+        kept.clear()
+        weights = torch.tensor([0.0, 1.0, 0.0], requires_grad=asks)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            mixture(weights, [output.requires_grad_() for output in outputs])
+        assert sum(tensor.shape == (2, 3) for tensor in kept) == count
+
+
 def test_mixture_needs_no_graph_of_an_output_that_is_only_weighed() -> None:
     weights = torch.tensor([1.0, 0.0], requires_grad=True)
     picked, other = torch.ones(3, requires_grad=True), torch.full((3,), 2.0)
     mixture(weights, [picked, other]).sum().backward()
     assert weights.grad is not None
-    assert weights.grad.tolist() == [3.0, 6.0]
+    assert weights.grad.tolist() == [0.0, 3.0]  # relative to the picked one: 6 - 3
     assert picked.grad is not None
     assert picked.grad.tolist() == [1.0, 1.0, 1.0]
 
@@ -73,4 +101,4 @@ def test_mixture_may_be_changed_in_place_like_any_output() -> None:
     picked, other = torch.tensor([3.0, -1.0], requires_grad=True), torch.tensor([2.0, 2.0])
     torch.relu_(mixture(weights, [picked, other])).sum().backward()
     assert weights.grad is not None
-    assert weights.grad.tolist() == [3.0, 2.0]
+    assert weights.grad.tolist() == [0.0, -1.0]  # relative to the picked one: 2 - 3
