@@ -42,7 +42,8 @@ class Counter:
         remaining = list(factors)
         total = 1
         while entangled:
-            label = min(entangled, key=lambda name: self._width(name, remaining))
+            # Ties by name: a set has another order in each process, and with it the draws would differ.
+            label = min(sorted(entangled), key=lambda name: self._width(name, remaining))
             entangled.remove(label)
             touching = [factor for factor in remaining if label in factor.labels]
             remaining = [factor for factor in remaining if label not in factor.labels]

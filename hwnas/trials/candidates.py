@@ -121,25 +121,13 @@ class Candidates:
         found = self._towards(child, parents[whose[-1]])
         return found if self.is_new(found) else self.mutate(found)
 
-    def repair(
-        self, architecture: Mapping[str, Option], near: Sequence[Mapping[str, Option]] = ()
-    ) -> Architecture | None:
-        """The architecture, moved choice by choice towards one that is within the filters, until it is too.
+    def repair(self, architecture: Mapping[str, Option]) -> Architecture | None:
+        """The architecture, moved choice by choice towards a uniform draw until it is within the filters.
 
         Where the outcome was taken, it is mutated.
-
-        Args:
-            architecture: of the space.
-            near: architectures within the filters: it is moved towards the one that differs in the
-                fewest choices. None given: towards a uniform draw.
         """
         row = self._canonical(self._row(architecture)[None])[0]
-        if near:
-            rows = np.stack([self._row(other) for other in near])
-            target = rows[int((rows != row).sum(axis=1).argmin())]
-        else:
-            target = self._row(self._sampler.draw(self._generator))
-        found = self._towards(row, target)
+        found = self._towards(row, self._row(self._sampler.draw(self._generator)))
         return found if self.is_new(found) else self.mutate(found)
 
     def grid(self) -> Iterator[Architecture]:

@@ -26,11 +26,12 @@ class OptunaProposals(Proposals):
     Each choice is a categorical parameter over the numbers of its options. The study begins with uniform
     draws of what is within the filters. A proposal outside of them, or one that was tried before, is dropped,
     and another one is asked for. After three in a row the last is used: it is moved choice by choice towards
-    the finished architecture that is nearest to it, until it is within the filters, and mutated where
-    it was tried before. The study is then told that this was what it proposed.
+    a uniform draw, until it is within the filters, and mutated where it was tried before. The study is
+    then told that this was what it proposed.
 
-    Asking again first is what makes NSGA-II better than random search on NAS-Bench-201
-    (`benchmarks/nas_bench_201.py`): moved at once, more than half of its children were, and it was no better.
+    Both are what makes NSGA-II better than random search on NAS-Bench-201 (`benchmarks/nas_bench_201.py`):
+    moved at once, more than half of its children were; moved towards the nearest finished architecture, it
+    stayed where it was when the limit was tight.
 
     Args:
         problem: what to search.
@@ -59,7 +60,6 @@ class OptunaProposals(Proposals):
             for label, options in self._options.items()
         }
         self._asked: dict[tuple[Any, ...], optuna.trial.Trial] = {}  # not told yet
-        self._finished: list[Architecture] = []
         self._count = 0
 
     def ask(self) -> Architecture | None:
@@ -75,7 +75,7 @@ class OptunaProposals(Proposals):
                 self._asked[self._key(proposed)] = trial
                 return proposed
             self._study.tell(trial, state=self._failed)
-        return self._instead(candidates.repair(proposed, self._finished))
+        return self._instead(candidates.repair(proposed))
 
     def tell(self, trial: Trial) -> None:
         key = self._key(trial.architecture)
@@ -86,7 +86,6 @@ class OptunaProposals(Proposals):
             self._study.tell(asked, state=self._failed)
         else:
             self._study.tell(asked, list(self._problem.objectives.losses(trial.metrics)))
-            self._finished.append(trial.architecture)
 
     def _instead(self, architecture: Architecture | None) -> Architecture | None:
         """Has the study believe that the architecture was its own proposal."""

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import random
+import subprocess
+import sys
 from collections import Counter as Tally
 from collections.abc import Mapping
 
@@ -88,3 +91,23 @@ def test_entangled_factors_are_refused_by_name() -> None:
     together = Factor(tuple(sizes), np.broadcast_to(np.array(1, dtype=object), (10,) * 7))
     with pytest.raises(ValueError, match=r"\['c0', .*'c6'\] depend .* 10000000 cells; at most 4000000 .*Use"):
         Counter(sizes, [together])
+
+
+def test_draws_do_not_depend_on_the_order_of_sets() -> None:
+    program = """
+import torch
+from tests.contracts.search import conditional_space
+generator = torch.Generator().manual_seed(0)
+print([list(conditional_space().random(generator).values()) for _ in range(5)])
+"""
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(printed) == 1

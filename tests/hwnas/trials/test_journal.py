@@ -46,7 +46,9 @@ def test_last_line_that_was_cut_off_is_tried_again(tmp_path: Path) -> None:
     ended: list[int] = []
     assert run(path, report=lambda trial: ended.append(trial.number)).trials == whole.trials
     assert ended == [9]
-    assert path.read_bytes().count(b"\n") == content.count(b"\n")
+    ended.clear()
+    assert run(path, report=lambda trial: ended.append(trial.number)).trials == whole.trials
+    assert ended == []
     path.write_bytes(content[:20])  # not even the first line is whole
     assert run(path).trials == whole.trials
 
