@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from hwnas import LayerChoice, ModelSpace
-from hwnas.trials import NSGA2, TPE, Method, RandomSearch, RegularizedEvolution, search
+from hwnas.trials import NSGA2, TPE, Method, PolicySearch, RandomSearch, RegularizedEvolution, search
 from lookup_tables import fingerprint
 from profilers import Cost, CostTable, Profiler, RangeProfilerFilter
 
@@ -40,6 +40,7 @@ METHODS: Mapping[str, Method] = {
     "random search": RandomSearch(),
     "evolution": RegularizedEvolution(population_size=20, sample_size=10),
     "evolution, crossover 0.5": RegularizedEvolution(population_size=20, sample_size=10, crossover=0.5),
+    "policy": PolicySearch(),
     "NSGA-II": NSGA2(population_size=20),
     "TPE": TPE(),
 }
