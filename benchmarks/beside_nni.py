@@ -1,11 +1,13 @@
 """Side by side with NNI 3.0 on the same blocks, in one run: CPU time and peak memory.
 
 A space like ProxylessNAS's: 21 layers, width 0.5, inverted residuals with kernels of 3, 5 and 7 and
-expansions of 3 and 6, and a skip where the shape is kept; batches of 32 random images of 32x32. Each measure
-runs in a fresh process of one thread, ours and NNI's in turn, round by round, so that load hits both. A search
-step is an architecture step and a weight step (ENAS: a weight step, an episode, and a 25th of an update of the
-controller), through ``Trainer.fit`` here and through NNI's ``NasExperiment`` there: CPU time from batch end to
-batch end, loaders, callbacks and optimisers included, after an epoch that warms up.
+expansions of 3 and 6, and a skip where the shape is kept; batches of 32 random images of 32x32. Each
+measure runs in a fresh process of one thread, ours and NNI's in turn, round by round, so that load hits
+both; Ctrl-C ends with the rounds that are done. A search step is an architecture step and a weight step
+(ENAS: a weight step, an episode, and a 25th of an update of the controller), through ``Trainer.fit`` here
+and through NNI's ``NasExperiment`` there: CPU time from batch end to batch end, loaders, callbacks and
+optimisers included, after an epoch that warms up. What is saved for backward passes is read off in a last
+epoch that is not timed.
 
 NNI is no dependency: ``--nni-python`` names the interpreter of an environment that holds it. One that works:
 
@@ -33,12 +35,12 @@ from pathlib import Path
 
 STEPS = {  # search steps an epoch
     "darts": 4,
-    "proxyless": 8,
-    "proxyless_full": 8,
-    "random_one_shot": 20,
+    "proxyless": 6,
+    "proxyless_full": 6,
+    "random_one_shot": 16,
     "enas": 25,
-    "beside_plain": 16,
-    "quick": 40,
+    "beside_plain": 12,
+    "quick": 25,
 }
 QUICK = {
     "ours": ("freeze", "random_search", "evolution", "evolution_with_networks"),
@@ -87,13 +89,21 @@ def column(rows: list[dict[str, float]], key: str) -> list[float]:
 begun_load = os.getloadavg()[0]
 ours: Found = {}
 nni: Found = {}
-for number in range(arguments.rounds):
-    for measure in STEPS:
-        sides = ["ours"] if measure in ONLY_OURS else ["ours", "nni"]
-        for side in sides if number % 2 == 0 else reversed(sides):
-            for name, row in measured(side, measure, number).items():
-                (ours if side == "ours" else nni).setdefault(name, []).append(row)
-    print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr, flush=True)
+rounds = 0
+try:
+    for number in range(arguments.rounds):
+        found: list[tuple[Found, str, dict[str, float]]] = []
+        for measure in STEPS:
+            sides = ["ours"] if measure in ONLY_OURS else ["ours", "nni"]
+            for side in sides if number % 2 == 0 else reversed(sides):
+                for name, row in measured(side, measure, number).items():
+                    found.append((ours if side == "ours" else nni, name, row))
+        for rows, name, row in found:
+            rows.setdefault(name, []).append(row)
+        rounds += 1
+        print(f"round {rounds} of {arguments.rounds}", file=sys.stderr, flush=True)
+except KeyboardInterrupt:
+    print(f"interrupted: the tables are of {rounds} rounds", file=sys.stderr)
 
 described = Path("/proc/cpuinfo").read_text().splitlines()
 cpu = next((line.split(": ")[1] for line in described if line.startswith("model name")), platform.processor())
@@ -101,7 +111,7 @@ print(f"{cpu}, {os.cpu_count()} cores, load {begun_load:.1f} to {os.getloadavg()
 print(
     f"Python {platform.python_version()}, torch {version('torch')}, Lightning {version('pytorch-lightning')};"
 )
-print(f"medians of {arguments.rounds} rounds with their range:")
+print(f"medians of {rounds} rounds with their range:")
 print(f"python benchmarks/beside_nni.py --rounds {arguments.rounds} --scale {arguments.scale}\n")
 
 print("| CPU time | hwnas, ms | NNI 3.0, ms | hwnas / NNI | aim |\n|---|---|---|---|---|")
