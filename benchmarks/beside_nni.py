@@ -103,7 +103,8 @@ try:
         rounds += 1
         print(f"round {rounds} of {arguments.rounds}", file=sys.stderr, flush=True)
 except KeyboardInterrupt:
-    print(f"interrupted: the tables are of {rounds} rounds", file=sys.stderr)
+    if not rounds:
+        raise SystemExit("interrupted in the first round: there is nothing to tell") from None
 
 described = Path("/proc/cpuinfo").read_text().splitlines()
 cpu = next((line.split(": ")[1] for line in described if line.startswith("model name")), platform.processor())
