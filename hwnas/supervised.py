@@ -126,7 +126,7 @@ class Supervised(pl.LightningModule, ABC):
             loss = (1 - share) * loss + share * self.imitation_loss(outputs, taught)
         self.train_metrics(outputs, targets)
         size = len(targets)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=size)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         self.log_dict(self.train_metrics, on_step=False, on_epoch=True, batch_size=size)
         return loss
 
@@ -139,7 +139,9 @@ class Supervised(pl.LightningModule, ABC):
     def _evaluate(self, batch: Any, name: str, metrics: MetricCollection) -> None:
         inputs, targets = batch
         outputs = self(inputs)
-        self.log(f"{name}_loss", self.evaluation_loss(outputs, targets), batch_size=len(targets))
+        self.log(
+            f"{name}_loss", self.evaluation_loss(outputs, targets), batch_size=len(targets), sync_dist=True
+        )
         metrics(outputs, targets)
         self.log_dict(metrics, prog_bar=True, batch_size=len(targets))
 

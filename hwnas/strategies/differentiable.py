@@ -258,7 +258,7 @@ class DifferentiableStrategy(Strategy):
             warnings.warn(f"{type(self).__name__}: {sign}", stacklevel=2)
         if self.penalty is not None:
             for name, value in self.penalty.state_dict().items():
-                pl_module.log(f"penalty_{name}", float(value))
+                pl_module.log(f"penalty_{name}", float(value), sync_dist=trainer.world_size > 1)
 
     # ---- checkpoints
 
