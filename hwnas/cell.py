@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from hwnas.choices import BranchCall, Branching, Condition, LayerChoice, reduce_inputs, run_child
 from hwnas.freezing import Freezer
 from hwnas.gate import mixture
-from hwnas.values import Combination, Expression, Value, ValueChoice, combinations, described, named
+from hwnas.values import (
+    Combination,
+    Expression,
+    Value,
+    ValueChoice,
+    combinations,
+    described,
+    named,
+    weights_of,
+)
 from profilers.space import Option
 
 OpFactory = Callable[[int, int, int], nn.Module]
@@ -194,11 +203,11 @@ class Node(Branching):
     def forward(self, states: Sequence[Tensor]) -> Tensor:
         found = combinations({"inputs": self.inputs})
         picked = _sources(combination for combination in found if combination.is_picked)
-        if self.edges == "strongest" or found[0].weight is None:
+        if self.edges == "strongest" or not found[0].is_mixed:
             return cast("Tensor", reduce_inputs([self[s](states[s]) for s in picked], "sum"))
         live = _sources(found)
         outputs = [run_child(self[s], s in picked, (states[s],), {}) for s in live]
-        weights = torch.stack([cast("Tensor", combination.weight) for combination in found])
+        weights = weights_of(found)
         is_chosen = [[float(s in combination.values["inputs"]) for s in live] for combination in found]
         weights = weights @ torch.tensor(is_chosen, dtype=weights.dtype, device=weights.device)
         return mixture(weights, outputs, f"operations into one node of a Cell, over {self.inputs!r},")

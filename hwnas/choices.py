@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from hwnas.freezing import Freezer, Freezes
 from hwnas.gate import Gate, mixture
-from hwnas.values import Expression, Value, ValueChoice, combinations, described, installed, named
+from hwnas.values import (
+    Expression,
+    Value,
+    ValueChoice,
+    combinations,
+    described,
+    installed,
+    named,
+    weights_of,
+)
 from profilers.space import Option
 
 
@@ -334,7 +343,7 @@ class Repeat(Branching):
 
     def forward(self, features: Any) -> Any:
         found = combinations({"depth": self.depth})
-        if found[0].weight is None:
+        if not found[0].is_mixed:
             for index in range(found[0].values["depth"]):
                 features = self[index](features)
             return features
@@ -344,7 +353,7 @@ class Repeat(Branching):
         for index in range(max(depths)):
             features = run_child(self[index], index < deepest_picked, (features,), {})
             after[index + 1] = features
-        weights = torch.stack([cast("Tensor", combination.weight) for combination in found])
+        weights = weights_of(found)
         return mixture(weights, [after[depth] for depth in depths], f"blocks of Repeat over {self.depth!r}")
 
     def check_can_mix(self) -> None:

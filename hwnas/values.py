@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from hwnas.freezing import Freezer, Freezes, contents
@@ -389,13 +390,23 @@ class Combination:
 
     Attributes:
         values: each name with its value.
-        weight: product of the mixing weights behind it, a scalar; None where nothing is mixed.
+        factors: the mixing weights behind it, as vectors with a place; none where nothing is mixed.
         is_picked: every option behind it is one that receives gradients.
     """
 
     values: dict[str, Any]
-    weight: Tensor | None
+    factors: tuple[tuple[Tensor, int], ...]
     is_picked: bool
+
+    @property
+    def is_mixed(self) -> bool:
+        return bool(self.factors)
+
+    @property
+    def weight(self) -> Tensor:
+        """Product of the mixing weights, a scalar; only where something is mixed."""
+        first, *others = (weights[index] for weights, index in self.factors)
+        return math.prod(others, start=first)
 
 
 def combinations(values: Mapping[str, Value]) -> list[Combination]:
@@ -404,19 +415,23 @@ def combinations(values: Mapping[str, Value]) -> list[Combination]:
     gates = [leaves[0].installed() for leaves in decisions]
     found = []
     for indices in itertools.product(*(gate.live() for gate in gates)):
-        weights = [
-            gate.weights[index]
+        factors = tuple(
+            (gate.weights, index)
             for gate, index in zip(gates, indices, strict=True)
             if gate.weights is not None and len(gate.weights) > 1  # one option alone is no mixture
-        ]
-        found.append(
-            Combination(
-                values=_outcome(values, decisions, indices),
-                weight=math.prod(weights[1:], start=weights[0]) if weights else None,
-                is_picked=all(index in gate.picked for gate, index in zip(gates, indices, strict=True)),
-            )
         )
+        is_picked = all(index in gate.picked for gate, index in zip(gates, indices, strict=True))
+        found.append(Combination(_outcome(values, decisions, indices), factors, is_picked))
     return found
+
+
+def weights_of(found: Sequence[Combination]) -> Tensor:
+    """The mixing weight of each of several outcomes that are mixed, shape ``(outcomes,)``."""
+    if len(found[0].factors) == 1:  # of one choice: its own weights, as a rule all of them
+        weights = found[0].factors[0][0]
+        places = [combination.factors[0][1] for combination in found]
+        return weights if places == list(range(len(weights))) else weights[places]
+    return torch.stack([combination.weight for combination in found])
 
 
 def outcomes(values: Mapping[str, Value]) -> list[dict[str, Any]]:

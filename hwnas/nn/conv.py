@@ -91,14 +91,19 @@ class _Convolution(MixedOperation, _ConvNd, ABC):
 
         The mask has the shape ``(fan_in, *kernel)``, with 1 in place of what is not masked.
         """
-        found = combinations(self.values)
-        live = self.live(found)
+        live = self.live(combinations(self.values))
         sizes = greatest_sizes(live)
         parts = self.parts(sizes)
-        if found[0].weight is None:
-            return parts, sizes, None
-        fan_ins = [outcome["in_channels"] // outcome["groups"] for outcome in live]
+        # What the mask does not depend on is left out: its weights add up to 1.
+        depends = ["in_channels", "groups"]
         if any(outcome["kernel_size"] != sizes["kernel_size"] for outcome in live):
+            depends.append("kernel_size")
+        found = combinations({name: self.values[name] for name in depends if name in self.values})
+        if not found[0].is_mixed:
+            return parts, sizes, None
+        live = self.live(found)
+        fan_ins = [outcome["in_channels"] // outcome["groups"] for outcome in live]
+        if "kernel_size" in depends:
             present = _present(live, fan_ins, sizes["kernel_size"], parts["weight"])
             return parts, sizes, blend(present, found).to(parts["weight"].dtype)
         channels = presence(fan_ins, found)

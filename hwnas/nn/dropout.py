@@ -40,7 +40,7 @@ class Dropout(MixedOperation, nn.Dropout):
             return super().forward(input)
         found = combinations(self.values)
         chances = [outcome["p"] for outcome in self.live(found)]
-        if found[0].weight is None:
+        if not found[0].is_mixed:
             return F.dropout(input, chances[0], self.training, self.inplace)
         if not self.training:
             return input

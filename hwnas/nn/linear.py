@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.nn.masked import masked
-from hwnas.nn.mixed import MixedOperation, greatest_sizes, presence, split
+from hwnas.nn.mixed import MixedOperation, presence, split
 from hwnas.values import Value, combinations
 
 
@@ -35,12 +35,12 @@ class Linear(MixedOperation, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if not self.values:
             return super().forward(input)
-        found = combinations(self.values)
-        live = self.live(found)
-        sizes = greatest_sizes(live)
-        parts = self.parts(sizes)
+        parts = self.parts(self.running_sizes())
         weight, bias = parts["weight"], parts.get("bias")
-        mask = presence([outcome["in_features"] for outcome in live], found)
+        mask = None
+        if "in_features" in self.values:
+            found = combinations({"in_features": self.values["in_features"]})
+            mask = presence([combination.values["in_features"] for combination in found], found)
         if mask is None:
             return F.linear(input, weight, bias)
         return masked(input, mask, weight, bias, F.linear, _to_input)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.freezing import Freezer, Freezes
-from hwnas.values import Combination, Value, as_value, combinations, values_in
+from hwnas.values import Combination, Value, as_value, combinations, values_in, weights_of
 
 # The end of an error that says what cannot be blended.
 ONE_PATH = "search with a strategy that runs one path (RandomOneShot, ENAS)"
@@ -180,7 +180,7 @@ def blend(indicators: Tensor, found: Sequence[Combination]) -> Tensor:
     Returns:
         Shape ``(...)``.
     """
-    weights = torch.stack([c.weight for c in found if c.weight is not None])
+    weights = weights_of(found)
     blended: Tensor = torch.tensordot(weights, indicators.to(weights), dims=1)
     return blended
 
@@ -192,8 +192,9 @@ def presence(widths: Sequence[int], found: Sequence[Combination]) -> Tensor | No
         widths: of each outcome.
         found: the outcomes, with their weights.
     """
-    weight = found[0].weight
-    if weight is None or len(set(widths)) == 1:
+    if not found[0].is_mixed or len(set(widths)) == 1:
         return None
-    channels = torch.arange(max(widths), device=weight.device)
-    return blend(torch.tensor(widths, device=weight.device)[:, None] > channels, found)
+    device = found[0].factors[0][0].device
+    return blend(
+        torch.tensor(widths, device=device)[:, None] > torch.arange(max(widths), device=device), found
+    )

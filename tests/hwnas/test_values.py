@@ -57,7 +57,7 @@ operators = [
     lambda a, b: maximum([a, b, 5]),
     lambda a, b: minimum(a, b, 5),
     lambda a, b: condition(a > b, a - b, b),
-    lambda a, b: condition(a % 2, b, -1),  # a number as a predicate, as in `if`
+    lambda a, b: condition((a + b) % 2, b, -1),  # a number as a predicate, as in `if`
     lambda a, b: to_int(a / b),
     lambda a, b: to_float(a * b),
     lambda a, b: -a + b,
