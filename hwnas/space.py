@@ -21,6 +21,7 @@ from hwnas.freezing import Freezer, contents
 from hwnas.gate import Gate
 from hwnas.subnet_weights import load_subnet_weights
 from hwnas.values import Value, ValueChoice, as_option, values_in
+from profilers.cost import Cost
 from profilers.space import Architecture, Option, Site
 
 
@@ -238,6 +239,18 @@ class ModelSpace(nn.Module):
         {'lr': 0.3}
         """
         return Freezer(self.canonical(architecture))(self.settings)
+
+    def check_cost(self, cost: Cost) -> None:
+        """Raises ``ValueError`` where a cost belongs to a space of other choices."""
+        own, others = dict(self.options), dict(cost.options)
+        if list(own.items()) != list(others.items()):
+            different = [label for label in {**own, **others} if own.get(label) != others.get(label)]
+            raise ValueError(
+                f"a cost in {cost.unit} belongs to another space: choices that differ are "
+                f"{ {label: others.get(label) for label in different} }, and here "
+                f"{ {label: own.get(label) for label in different} }. Make its profiler "
+                "from the space that is searched"
+            )
 
     # ---- running
 
