@@ -199,6 +199,8 @@ class Strategy(pl.Callback, ABC):
                 "that no training of a supernet can choose it; search it by trials, each of which trains a "
                 "network of its own, or leave it out of the settings"
             )
+        for profiler in self.budget():
+            space.check_cost(profiler.cost)
         if self._space is not space:
             self._space = space
             self.prepare(space)
@@ -209,6 +211,13 @@ class Strategy(pl.Callback, ABC):
             raise ValueError(
                 f"{type(self).__name__} searches the one ModelSpace inside the LightningModule; "
                 f"{type(pl_module).__name__} contains {len(spaces)}"
+            )
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # made by a connector
+        strategies = [found for found in callbacks if isinstance(found, Strategy)]
+        if len(strategies) > 1:
+            raise ValueError(
+                "one strategy decides the gates of a step; the trainer has "
+                f"{[type(found).__name__ for found in strategies]}: give it one of them"
             )
         if not pl_module.automatic_optimization:
             raise ValueError(

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from hwnas import LayerChoice, ModelSpace
 from hwnas.classification import Classification
 from hwnas.recalibrate import recalibrate
-from hwnas.strategies import DARTS, NonFiniteLossError
-from profilers.penalty import LagrangianPenalty
+from hwnas.strategies import DARTS, ENAS, NonFiniteLossError
+from profilers.penalty import LagrangianPenalty, SampleProfilerPenalty
 from tests.hwnas.strategies.tiny import (
     CLASSES,
     EVERY,
@@ -419,6 +419,20 @@ def test_network_without_one_space_and_manual_optimisation_are_refused(name: str
     manual.automatic_optimization = False
     with pytest.raises(ValueError, match="automatic_optimization = False"):
         trainer(EVERY[name]()).fit(manual, loaders()[0])
+
+
+def test_two_strategies_at_once_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"one strategy decides.*\['DARTS', 'RandomOneShot'\]"):
+        trainer(EVERY["darts"](), EVERY["random-one-shot"]()).fit(classification(), *loaders())
+
+
+@pytest.mark.parametrize("name", [*STRATEGIES, "enas"])
+def test_penalty_of_another_kind_is_refused(name: str) -> None:
+    profiler = TableProfiler(space_of(classification()))
+    make: Any = ENAS if name == "enas" else STRATEGIES[name]
+    wrong = (LagrangianPenalty if name == "enas" else SampleProfilerPenalty)(profiler, 5.0)
+    with pytest.raises(TypeError, match=f"takes a penalty of .*; got {type(wrong).__name__}"):
+        make(penalty=wrong)
 
 
 @every_differentiable
