@@ -1,10 +1,11 @@
-"""Runs of a user's step that leave no trace: metrics, logs, buffers and random numbers stay as they were."""
+"""Runs of a user's step that leave no trace: metrics, logs, attributes, buffers and random numbers stay."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import random
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any, final
 
@@ -117,6 +118,29 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
             for (holder, name, buffer), value in zip(places, saved, strict=True):
                 holder._buffers[name] = buffer
                 buffer.copy_(value)
+
+
+@contextlib.contextmanager
+def kept_attributes(module: nn.Module) -> Iterator[None]:
+    """The module's own plain attributes (a counter, a list of outputs) are as before afterwards.
+
+    So are the items of its lists, dictionaries and sets; other objects are not looked into.
+    """
+    own = vars(module)
+    before = {name: held for name, held in own.items() if not name.startswith("_")}
+    items = {
+        name: held.copy() for name, held in before.items() if type(held) in (list, dict, set, defaultdict)
+    }
+    try:
+        yield
+    finally:
+        for name in [name for name in own if not name.startswith("_") and name not in before]:
+            del own[name]
+        own.update(before)
+        for name, copied in items.items():
+            held: Any = before[name]  # of the copy's type
+            held.clear()
+            (held.extend if isinstance(held, list) else held.update)(copied)
 
 
 @contextlib.contextmanager

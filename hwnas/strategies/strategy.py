@@ -31,6 +31,7 @@ from hwnas.strategies.side_effects import (
     Logged,
     StandIns,
     captured_logs,
+    kept_attributes,
     kept_buffers,
     own_loader_numbers,
     own_random_numbers,
@@ -411,8 +412,9 @@ class Strategy(pl.Callback, ABC):
         suffix: str = "",
         metrics: StandIns | None = None,
     ) -> Iterator[None]:
-        """The user's step can be run here: its metrics, logs and buffers are as before afterwards."""
+        """The user's step can be run here: its metrics, logs, attributes and buffers are as before."""
         with (
+            kept_attributes(pl_module),
             (metrics or self._metrics).installed(),
             captured_logs(pl_module, logged, _batch_size(batch), suffix),
             kept_buffers(pl_module),

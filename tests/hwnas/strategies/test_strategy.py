@@ -403,6 +403,45 @@ def test_two_validation_loaders_are_told_apart(name: str) -> None:
         assert float(made.callback_metrics[f"supernet_val_which/dataloader_idx_{index}"]) == index
 
 
+# ---- what the user's module keeps
+
+
+class Collecting(pl.LightningModule):
+    """Collects what its steps see, and logs at the end of the epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = ModelSpace(TinyNet())
+        self.seen: dict[str, list[int]] = {"train": []}
+        self.validated: list[int] = []
+        self.steps = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.steps += 1
+        self.seen["train"] = [*self.seen["train"], batch_idx]
+        return F.cross_entropy(self.network(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.validated.append(batch_idx)
+        self.log("val_loss", F.cross_entropy(self.network(batch[0]), batch[1]))
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("count", float(len(self.validated)))
+        self.validated.clear()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@every_strategy
+def test_what_the_users_module_collects_is_of_its_own_steps_alone(name: str) -> None:
+    module = Collecting()
+    _, made = fit(EVERY[name](), module, num_sanity_val_steps=0)
+    assert module.steps == 4
+    assert module.seen == {"train": [0, 1, 2, 3]}
+    assert made.callback_metrics["count"] == 2.0
+
+
 # ---- errors
 
 
