@@ -124,23 +124,27 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
 def kept_attributes(module: nn.Module) -> Iterator[None]:
     """The module's own plain attributes (a counter, a list of outputs) are as before afterwards.
 
-    So are the items of its lists, dictionaries and sets; other objects are not looked into.
+    So are the items of its lists, dictionaries and sets, nested ones too; other objects are not looked into.
     """
     own = vars(module)
     before = {name: held for name, held in own.items() if not name.startswith("_")}
-    items = {
-        name: held.copy() for name, held in before.items() if type(held) in (list, dict, set, defaultdict)
-    }
+    items = [(held, held.copy()) for held in _containers(list(before.values()))][1:]
     try:
         yield
     finally:
         for name in [name for name in own if not name.startswith("_") and name not in before]:
             del own[name]
         own.update(before)
-        for name, copied in items.items():
-            held: Any = before[name]  # of the copy's type
+        for held, copied in items:
             held.clear()
             (held.extend if isinstance(held, list) else held.update)(copied)
+
+
+def _containers(held: Any) -> Iterator[Any]:
+    if type(held) in (list, dict, set, defaultdict):
+        yield held
+        for item in held.values() if isinstance(held, dict) else held:
+            yield from _containers(item)
 
 
 @contextlib.contextmanager

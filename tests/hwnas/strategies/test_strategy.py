@@ -418,7 +418,7 @@ class Collecting(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.steps += 1
-        self.seen["train"] = [*self.seen["train"], batch_idx]
+        self.seen["train"].append(batch_idx)
         return F.cross_entropy(self.network(batch[0]), batch[1])
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
