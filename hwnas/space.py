@@ -46,6 +46,7 @@ class ModelSpace(nn.Module):
         gates: one gate a label for the forward passes to come, or None. Who sets them takes them back.
 
     Raises:
+        TypeError: the network is no module, or the settings no dictionary.
         ValueError: no choice, or one label with different options.
 
     >>> from hwnas import LayerChoice
@@ -60,6 +61,10 @@ class ModelSpace(nn.Module):
 
     def __init__(self, network: nn.Module, settings: Mapping[str, Any] | None = None) -> None:
         super().__init__()
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"a ModelSpace is made of a network, an nn.Module; got {network!r}")
+        if not isinstance(settings, Mapping | None):
+            raise TypeError(f"settings are a dictionary of names and values; got {settings!r}")
         self.network = network
         self.settings = dict(settings or {})
         self.gates: Mapping[str, Gate] | None = None
