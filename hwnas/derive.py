@@ -94,3 +94,9 @@ def _check(max_cost: Budget, min_cost: Budget) -> None:
                 f"no architecture costs {limit:g} {profiler.unit}: the dearest of the space costs "
                 f"{high:.6g} {profiler.unit}, the cheapest {low:.6g}"
             )
+
+
+def check_k(k: int) -> None:
+    """Raises ``ValueError`` where there are not so many architectures to ask for."""
+    if not isinstance(k, int) or k < 1:
+        raise ValueError(f"k is how many architectures are asked for, a whole number of at least 1; got {k}")

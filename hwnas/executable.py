@@ -98,6 +98,12 @@ class ExecutableModel:
     error: str | None = None
 
     def __post_init__(self) -> None:
+        for name, found in (("space", self.space), ("training", self.training)):
+            if not callable(found) or (isinstance(found, nn.Module) and not isinstance(found, ModelSpace)):
+                raise TypeError(
+                    f"a model's {name} is a Call, or a function that makes or trains a network (a ModelSpace "
+                    f"serves as space, too); got {type(found).__name__}"
+                )
         if self.status not in get_args(Status):
             raise ValueError(f"a status is one of {', '.join(get_args(Status))}; got {self.status!r}")
         if self.architecture is None and self.status != "initialized":

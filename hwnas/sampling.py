@@ -50,7 +50,7 @@ class Sampler:
         is_exact: whether draws are independent and exactly uniform.
 
     Raises:
-        ValueError: no architecture is in all ranges.
+        ValueError: no architecture is in all ranges, or one is of another space's cost.
 
     >>> from torch import nn
     >>> from hwnas import LayerChoice
@@ -65,6 +65,8 @@ class Sampler:
     def __init__(self, space: ModelSpace, filters: Sequence[RangeProfilerFilter] = ()) -> None:
         self.space = space
         self.filters = tuple(filters)
+        for found in self.filters:
+            space.check_cost(found.profiler.cost)
         self.is_exact = True
         self._options = list(space.options.items())
         self._share = 1.0

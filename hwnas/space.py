@@ -21,6 +21,7 @@ from hwnas.freezing import Freezer, contents
 from hwnas.gate import Gate
 from hwnas.subnet_weights import load_subnet_weights
 from hwnas.values import Value, ValueChoice, as_option, values_in
+from profilers.cost import Cost
 from profilers.space import Architecture, Option, Site
 
 
@@ -45,6 +46,7 @@ class ModelSpace(nn.Module):
         gates: one gate a label for the forward passes to come, or None. Who sets them takes them back.
 
     Raises:
+        TypeError: the network is no module, or the settings no dictionary.
         ValueError: no choice, or one label with different options.
 
     >>> from hwnas import LayerChoice
@@ -59,6 +61,10 @@ class ModelSpace(nn.Module):
 
     def __init__(self, network: nn.Module, settings: Mapping[str, Any] | None = None) -> None:
         super().__init__()
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"a ModelSpace is made of a network, an nn.Module; got {network!r}")
+        if not isinstance(settings, Mapping | None):
+            raise TypeError(f"settings are a dictionary of names and values; got {settings!r}")
         self.network = network
         self.settings = dict(settings or {})
         self.gates: Mapping[str, Gate] | None = None
@@ -238,6 +244,18 @@ class ModelSpace(nn.Module):
         {'lr': 0.3}
         """
         return Freezer(self.canonical(architecture))(self.settings)
+
+    def check_cost(self, cost: Cost) -> None:
+        """Raises ``ValueError`` where a cost belongs to a space of other choices."""
+        own, others = dict(self.options), dict(cost.options)
+        if list(own.items()) != list(others.items()):
+            different = [label for label in {**own, **others} if own.get(label) != others.get(label)]
+            raise ValueError(
+                f"a cost in {cost.unit} belongs to another space: choices that differ are "
+                f"{ {label: others.get(label) for label in different} }, and here "
+                f"{ {label: own.get(label) for label in different} }. Make its profiler "
+                "from the space that is searched"
+            )
 
     # ---- running
 

@@ -216,7 +216,7 @@ class RangeProfilerFilter:
     """Accepts architectures whose cost is from ``min`` to ``max``, both included.
 
     Raises:
-        ValueError: neither end is given, or no architecture of the space is in the range.
+        ValueError: neither end is given, one is no number, or no architecture of the space is in the range.
     """
 
     def __init__(self, profiler: Profiler, min: float | None = None, max: float | None = None) -> None:
@@ -225,6 +225,8 @@ class RangeProfilerFilter:
         self.profiler = profiler
         self.min = -math.inf if min is None else min
         self.max = math.inf if max is None else max
+        if math.isnan(self.min) or math.isnan(self.max):
+            raise ValueError(f"a range's ends must be numbers of {profiler.unit}; got {min} and {max}")
         if minimise(profiler.cost * 0.0, self.limits) is None:  # any will do
             low, high = profiler.cost.bounds()
             raise ValueError(

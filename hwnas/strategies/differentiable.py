@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from hwnas.derive import Budget, ranked
+from hwnas.derive import Budget, check_k, ranked
 from hwnas.gate import Gate
 from hwnas.space import ModelSpace
 from hwnas.strategies.architecture_batches import ArchitectureBatches, architecture_loader
@@ -96,6 +96,11 @@ class DifferentiableStrategy(Strategy):
         **options: Unpack[StrategyOptions],
     ) -> None:
         super().__init__(**options)
+        if not isinstance(penalty, Penalty | None):
+            raise TypeError(
+                "a differentiable search takes a penalty of expected costs (ExpectationProfilerPenalty, "
+                f"LagrangianPenalty); got {type(penalty).__name__}"
+            )
         self.arc_learning_rate = arc_learning_rate
         self.penalty = penalty
         self.arch_dataloader = arch_dataloader
@@ -146,6 +151,7 @@ class DifferentiableStrategy(Strategy):
 
     def top_k(self, k: int, max_cost: Budget | None = None) -> list[Architecture]:
         """The best ``k`` by `hwnas.derive.score`, exactly; fewer where the budget leaves fewer."""
+        check_k(k)
         max_cost = self.budget() if max_cost is None else max_cost
         found = list(islice(ranked(self.space, self.probabilities(), max_cost), k))
         if not found:

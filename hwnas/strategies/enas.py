@@ -113,6 +113,11 @@ class ENAS(SampledStrategy):
                 "batches_per_update, updates and update_every_n_steps (or None) must be at least 1; "
                 f"got {batches_per_update}, {updates} and {update_every_n_steps}"
             )
+        if not isinstance(penalty, SampleProfilerPenalty | None):
+            raise TypeError(
+                "ENAS takes a penalty of single architectures (SampleProfilerPenalty); "
+                f"got {type(penalty).__name__}"
+            )
         self.arc_learning_rate = arc_learning_rate
         self.batches_per_update = batches_per_update
         self.updates = updates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Unpack, final
@@ -65,7 +66,7 @@ class GumbelDARTS(DifferentiableStrategy):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
-        last = (trainer.max_epochs or 1) - 1
+        last = _epochs(trainer) - 1
         self.temperature = self._at(1.0 if last < 1 else min(trainer.current_epoch / last, 1.0))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -107,10 +108,23 @@ class GumbelDARTS(DifferentiableStrategy):
 def _schedule(temperature: Temperature) -> Callable[[float], float]:
     if callable(temperature):
         return temperature
-    first, last = temperature if isinstance(temperature, tuple) else (temperature, temperature)
-    if not (first > 0 and last > 0):
-        raise ValueError(f"temperatures must be positive; got {temperature}")
+    ends = temperature if isinstance(temperature, list | tuple) else (temperature, temperature)
+    if len(ends) != 2 or not all(isinstance(end, int | float) and end > 0 for end in ends):
+        raise ValueError(
+            "a temperature is a number, a pair of them or a function, and must be positive; "
+            f"got {temperature!r}"
+        )
+    first, last = ends
     return partial(_between, first, last)
+
+
+def _epochs(trainer: pl.Trainer) -> int:
+    """How many epochs there will be, by the limit of epochs or of steps; 1 where there is neither."""
+    limits = [trainer.max_epochs] if trainer.max_epochs is not None and trainer.max_epochs > 0 else []
+    if trainer.max_steps > 0 and math.isfinite(trainer.num_training_batches):
+        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        limits.append(math.ceil(trainer.max_steps / steps))
+    return min(limits, default=1)
 
 
 def _between(first: float, last: float, done: float) -> float:

@@ -14,7 +14,7 @@ from hwnas.gate import Gate
 from hwnas.space import ModelSpace
 from hwnas.strategies.ranks import average
 from hwnas.strategies.sampled import SampledOptions, SampledStrategy
-from hwnas.strategies.side_effects import captured_logs, own_random_numbers
+from hwnas.strategies.side_effects import captured_logs, kept_attributes, own_random_numbers
 from profilers.space import Architecture
 
 
@@ -73,6 +73,7 @@ class ManyPathsStrategy(SampledStrategy):
         for number, architecture in enumerate(self._others):
             with (
                 own_random_numbers(self.step_seed(trainer, 20 + number)),
+                kept_attributes(pl_module),
                 captured_logs(pl_module, None, 1),
                 self._metrics.installed(),
                 self.space.running(self.space.gates_of(architecture)),

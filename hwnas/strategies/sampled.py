@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +12,7 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import Tensor
 
-from hwnas.derive import Budget
+from hwnas.derive import Budget, check_k
 from hwnas.sampling import Sampler
 from hwnas.space import ModelSpace
 from hwnas.strategies.strategy import Judged, Strategy, StrategyOptions, mixed_seed
@@ -20,6 +22,7 @@ from profilers.space import Architecture
 
 Filters = RangeProfilerFilter | Sequence[RangeProfilerFilter] | None
 
+_ERRORS = ("mse", "rmse", "mae", "mape", "wer", "cer")  # words in a metric's name
 _DRAWS = 1_000  # that stand for the policy where its probabilities are asked for
 _TRIES = 100  # draws of the policy for each architecture that is asked for
 
@@ -46,7 +49,7 @@ class SampledStrategy(Strategy):
         reward_metric_name: the metric that compares them, as the user's ``validation_step`` logs it; None:
             the first whose name says accuracy, or else loss.
         reward_mode: whether ``"max"`` or ``"min"`` is best; None: the least where the name says loss,
-            error or perplexity, otherwise the most.
+            error (also as mse, rmse, mae, mape, wer, cer) or perplexity, otherwise the most.
         options: as in `Strategy`.
     """
 
@@ -60,11 +63,11 @@ class SampledStrategy(Strategy):
         **options: Unpack[StrategyOptions],
     ) -> None:
         super().__init__(**options)
-        if n_candidates < 1:
-            raise ValueError(f"n_candidates must be at least 1; got {n_candidates}")
+        if not isinstance(n_candidates, int) or n_candidates < 1:
+            raise ValueError(f"n_candidates must be a whole number of at least 1; got {n_candidates}")
         if reward_mode not in (None, "max", "min"):
             raise ValueError(f"reward_mode must be 'max', 'min' or None; got {reward_mode!r}")
-        self.filters = (filter,) if isinstance(filter, RangeProfilerFilter) else tuple(filter or ())
+        self.filters = as_filters(filter)
         self.n_candidates = n_candidates
         self.reward_metric_name = reward_metric_name
         self.reward_mode = reward_mode
@@ -99,8 +102,11 @@ class SampledStrategy(Strategy):
 
     def top_k(self, k: int, max_cost: Budget | None = None) -> list[Architecture]:
         """The best ``k`` that the last validation judged; where they do not suffice, others."""
+        check_k(k)
         limits = self._limits(max_cost)
-        found = [a for a, _ in self._judged if all(limit.filter(a) for limit in limits)][:k]
+        # The filters, too: a checkpoint may have judged under others.
+        within = (*self.filters, *limits)
+        found = [a for a, _ in self._judged if all(limit.filter(a) for limit in within)][:k]
         if len(found) < k:
             others = [a for a in self.candidates() if a not in found]
             found += [a for a in others if all(limit.filter(a) for limit in limits)][: k - len(found)]
@@ -167,7 +173,9 @@ class SampledStrategy(Strategy):
             return
         name = self.reward_name(found[0][1])
         sign = -1.0 if self._is_minimised(name) else 1.0
-        self._judged = sorted(((a, metrics[name]) for a, metrics in found), key=lambda pair: -sign * pair[1])
+        scores = [(a, metrics[name]) for a, metrics in found]
+        # What is no number is worst, whichever end is best.
+        self._judged = sorted(scores, key=lambda p: math.inf if math.isnan(p[1]) else -sign * p[1])
 
     def reward_name(self, logged: Mapping[str, float]) -> str:
         """The metric that compares architectures. Raises ``ValueError`` where it is not logged."""
@@ -187,7 +195,10 @@ class SampledStrategy(Strategy):
     def _is_minimised(self, name: str) -> bool:
         if self.reward_mode is not None:
             return self.reward_mode == "min"
-        return any(word in name.lower() for word in ("loss", "err", "perplexity", "ppl"))
+        words = re.split("[^a-z]+", name.lower())
+        return any(part in name.lower() for part in ("loss", "err", "perplexity", "ppl")) or any(
+            word in _ERRORS for word in words
+        )
 
     # ---- checkpoints
 
@@ -196,3 +207,12 @@ class SampledStrategy(Strategy):
 
     def load_policy_state(self, state: Mapping[str, Any]) -> None:
         self._judged = [(dict(architecture), float(score)) for architecture, score in state["judged"]]
+
+
+def as_filters(given: Filters) -> tuple[RangeProfilerFilter, ...]:
+    """One filter, several or none as a tuple. Raises ``TypeError`` where it is something else."""
+    found = given if isinstance(given, list | tuple) else [] if given is None else [given]
+    wrong = [type(each).__name__ for each in found if not isinstance(each, RangeProfilerFilter)]
+    if wrong:
+        raise TypeError(f"a filter is a RangeProfilerFilter or a list of them; got {', '.join(wrong)}")
+    return tuple(found)

@@ -29,6 +29,11 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     >>> float(soft_cross_entropy(scores, scores)) < float(soft_cross_entropy(-scores, scores))
     True
     """
+    if not isinstance(teacher, Tensor):
+        raise TypeError(
+            f"soft_cross_entropy compares tensors of scores; the network returns a {type(teacher).__name__}: "
+            "give Sandwich(distillation=…) a loss of two such outputs, or None to train on the labels"
+        )
     return -(teacher.softmax(1) * student.log_softmax(1)).sum(1).mean()
 
 

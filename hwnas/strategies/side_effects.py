@@ -1,10 +1,11 @@
-"""Runs of a user's step that leave no trace: metrics, logs, buffers and random numbers stay as they were."""
+"""Runs of a user's step that leave no trace: metrics, logs, attributes, buffers and random numbers stay."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import random
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any, final
 
@@ -117,6 +118,33 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
             for (holder, name, buffer), value in zip(places, saved, strict=True):
                 holder._buffers[name] = buffer
                 buffer.copy_(value)
+
+
+@contextlib.contextmanager
+def kept_attributes(module: nn.Module) -> Iterator[None]:
+    """The module's own plain attributes (a counter, a list of outputs) are as before afterwards.
+
+    So are the items of its lists, dictionaries and sets, nested ones too; other objects are not looked into.
+    """
+    own = vars(module)
+    before = {name: held for name, held in own.items() if not name.startswith("_")}
+    items = [(held, held.copy()) for held in _containers(list(before.values()))][1:]
+    try:
+        yield
+    finally:
+        for name in [name for name in own if not name.startswith("_") and name not in before]:
+            del own[name]
+        own.update(before)
+        for held, copied in items:
+            held.clear()
+            (held.extend if isinstance(held, list) else held.update)(copied)
+
+
+def _containers(held: Any) -> Iterator[Any]:
+    if type(held) in (list, dict, set, defaultdict):
+        yield held
+        for item in held.values() if isinstance(held, dict) else held:
+            yield from _containers(item)
 
 
 @contextlib.contextmanager

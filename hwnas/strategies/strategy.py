@@ -31,6 +31,7 @@ from hwnas.strategies.side_effects import (
     Logged,
     StandIns,
     captured_logs,
+    kept_attributes,
     kept_buffers,
     own_loader_numbers,
     own_random_numbers,
@@ -199,6 +200,8 @@ class Strategy(pl.Callback, ABC):
                 "that no training of a supernet can choose it; search it by trials, each of which trains a "
                 "network of its own, or leave it out of the settings"
             )
+        for profiler in self.budget():
+            space.check_cost(profiler.cost)
         if self._space is not space:
             self._space = space
             self.prepare(space)
@@ -209,6 +212,13 @@ class Strategy(pl.Callback, ABC):
             raise ValueError(
                 f"{type(self).__name__} searches the one ModelSpace inside the LightningModule; "
                 f"{type(pl_module).__name__} contains {len(spaces)}"
+            )
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # made by a connector
+        strategies = [found for found in callbacks if isinstance(found, Strategy)]
+        if len(strategies) > 1:
+            raise ValueError(
+                "one strategy decides the gates of a step; the trainer has "
+                f"{[type(found).__name__ for found in strategies]}: give it one of them"
             )
         if not pl_module.automatic_optimization:
             raise ValueError(
@@ -402,8 +412,9 @@ class Strategy(pl.Callback, ABC):
         suffix: str = "",
         metrics: StandIns | None = None,
     ) -> Iterator[None]:
-        """The user's step can be run here: its metrics, logs and buffers are as before afterwards."""
+        """The user's step can be run here: its metrics, logs, attributes and buffers are as before."""
         with (
+            kept_attributes(pl_module),
             (metrics or self._metrics).installed(),
             captured_logs(pl_module, logged, _batch_size(batch), suffix),
             kept_buffers(pl_module),

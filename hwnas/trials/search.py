@@ -99,14 +99,23 @@ def search(
     >>> search(space, skips, RandomSearch(), {"skips": "max"}, trials=8).best.metrics
     {'skips': 3.0}
     """
-    if trials is not None and trials < 1:
-        raise ValueError(f"trials must be at least 1, or None for all that there are; got {trials}")
+    if trials is not None and not (isinstance(trials, int) and trials >= 1):
+        raise ValueError(
+            f"trials must be at least 1 and a whole number, or None for all that there are; got {trials}"
+        )
     if workers < 1 or (workers > 1 and executor is None):
         raise ValueError(
             f"workers are evaluations in flight: at least 1, and 1 without an executor; got {workers}"
         )
+    if not isinstance(space, ModelSpace) or not isinstance(method, Method):
+        raise TypeError(
+            "a search is of a ModelSpace, by a method such as RandomSearch(); got "
+            f"{_kind(space)} and {_kind(method)}"
+        )
     aims = Objectives(objectives)
     costs = dict(costs or {})
+    for profiler in costs.values():
+        space.check_cost(profiler.cost)
     generator = torch.Generator().manual_seed(seed)
     candidates = Candidates(space, filters, generator)
     facts = {
@@ -180,6 +189,10 @@ def search(
                 stacklevel=2,
             )
     return Trials(tuple(sorted(told, key=lambda trial: trial.number)), aims, is_exhausted)
+
+
+def _kind(thing: object) -> str:
+    return f"the class {thing.__name__}" if isinstance(thing, type) else type(thing).__name__
 
 
 def _choose(

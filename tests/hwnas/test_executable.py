@@ -262,7 +262,7 @@ def test_only_sensible_transitions_are_made(before: Status, after: Status) -> No
 def test_a_model_without_an_architecture_is_neither_built_nor_run() -> None:
     with pytest.raises(ValueError, match=r"model.freeze\(architecture\).build\(\)"):
         MODEL.build()
-    with pytest.raises(ValueError, match="a model that is initialized becomes frozen; got 'training'"):
+    with pytest.raises(ValueError, match=r"a model that is initialized becomes frozen; got 'training'"):
         MODEL.run()
 
 
@@ -359,3 +359,11 @@ def test_a_loss_that_is_no_number_fails() -> None:
     ended = model.freeze(model.search_space().default()).run()
     assert ended.status == "failed"
     assert "NonFiniteLossError" in str(ended.error)
+
+
+def test_network_as_space_and_path_as_training_are_refused() -> None:
+    call = Call("hwnas.spaces:SmallMobileNet", {"num_classes": 4})
+    with pytest.raises(TypeError, match=r"a model's space is a Call.*got Linear"):
+        ExecutableModel(space=nn.Linear(1, 1), training=call)
+    with pytest.raises(TypeError, match=r"a model's training is a Call.*got str"):
+        ExecutableModel(space=call, training="my_code:train")  # type: ignore[arg-type]  # on purpose

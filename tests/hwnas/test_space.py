@@ -445,3 +445,14 @@ def test_a_plain_network_with_a_chosen_setting_is_a_space() -> None:
 def test_training_a_supernet_cannot_choose_a_setting() -> None:
     with pytest.raises(ValueError, match=r"the setting .*label='lr'.* is no part of the network.*by trials"):
         DARTS().prepare_for(with_settings())
+
+
+@pytest.mark.parametrize("network", [3, nn.Linear])
+def test_what_is_no_network_is_refused(network: Any) -> None:
+    with pytest.raises(TypeError, match=r"made of a network, an nn.Module; got"):
+        ModelSpace(network)
+
+
+def test_settings_that_are_no_dictionary_are_refused() -> None:
+    with pytest.raises(TypeError, match="settings are a dictionary of names and values; got 'lr'"):
+        ModelSpace(nn.Linear(1, 1), settings="lr")  # type: ignore[arg-type]  # on purpose

@@ -176,5 +176,7 @@ def test_unknown_words_and_an_empty_range_are_refused(profiler: Profiler) -> Non
         SampleProfilerPenalty(profiler, 2.0, aggregate="max")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="needs min, max or both"):
         RangeProfilerFilter(profiler)
+    with pytest.raises(ValueError, match="ends must be numbers of ms; got None and nan"):
+        RangeProfilerFilter(profiler, max=math.nan)
     with pytest.raises(ValueError, match="must be positive"):
         LagrangianPenalty(profiler, 2.0, learning_rate=0.0)

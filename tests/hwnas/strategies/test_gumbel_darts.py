@@ -40,6 +40,18 @@ def test_temperature_goes_from_the_first_epochs_to_the_last_ones(
     assert strategy.temperature == expected[-1]  # the last one is reached to the bit
 
 
+def test_temperature_follows_a_limit_of_steps() -> None:
+    strategy = GumbelDARTS(temperature=(1.0, 0.2))
+    fit(strategy, None, seen := Temperatures(strategy), batches=2, max_epochs=-1, max_steps=6)
+    assert seen.seen == pytest.approx([1.0, 1.0, 0.6, 0.6, 0.2, 0.2])
+
+
+@pytest.mark.parametrize("temperature", ["hot", (1, 2, 3), (1, None)])
+def test_temperature_that_is_none_is_refused(temperature: Any) -> None:
+    with pytest.raises(ValueError, match="a temperature is a number, a pair of them or a function"):
+        GumbelDARTS(temperature=temperature)
+
+
 def test_temperatures_that_are_not_positive_are_refused() -> None:
     with pytest.raises(ValueError, match=r"must be positive; got \(1.0, 0.0\)"):
         GumbelDARTS(temperature=(1.0, 0.0))

@@ -179,6 +179,11 @@ class Elsewhere(Plain):
         return F.cross_entropy(self.space.network[1][0](batch[0]), batch[1])
 
 
+def test_soft_cross_entropy_of_what_is_no_tensor_says_what_to_give() -> None:
+    with pytest.raises(TypeError, match=r"returns a dict: give Sandwich\(distillation=…\)"):
+        soft_cross_entropy({"out": 1}, {"out": 1})  # type: ignore[arg-type]  # on purpose
+
+
 def test_a_step_that_does_not_call_the_space_cannot_be_distilled() -> None:
     with pytest.raises(RuntimeError, match=r"Elsewhere.training_step did not call it"):
         trainer(Sandwich()).fit(Elsewhere(), batches())

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from scipy.stats import chisquare
 from torch.utils.data import DataLoader
 
+from hwnas import LayerChoice, ModelSpace
 from hwnas.recalibrate import recalibrate
-from hwnas.strategies import RandomOneShot
-from profilers import RangeProfilerFilter
+from hwnas.strategies import DARTS, RandomOneShot
+from profilers import Cost, CostTable, LagrangianPenalty, Profiler, RangeProfilerFilter
 from tests.hwnas.strategies.tiny import Noisy, TableProfiler, classification, fit, loaders, space_of, trainer
 
 
@@ -88,7 +92,7 @@ def test_metric_that_is_not_logged_is_named() -> None:
         fit(RandomOneShot(reward_metric_name="val_f1"))
 
 
-@pytest.mark.parametrize("name", ["val_loss", "val_error", "val_acc"])
+@pytest.mark.parametrize("name", ["val_loss", "val_error", "val_mse", "val_acc"])
 def test_losses_are_minimised_and_scores_maximised(name: str) -> None:
     strategy = RandomOneShot(reward_metric_name=name)
     strategy.judge([({"op": 0}, {name: 1.0}), ({"op": 1}, {name: 2.0})])
@@ -96,3 +100,47 @@ def test_losses_are_minimised_and_scores_maximised(name: str) -> None:
     flipped = RandomOneShot(reward_metric_name=name, reward_mode="max")
     flipped.judge([({"op": 0}, {name: 1.0}), ({"op": 1}, {name: 2.0})])
     assert flipped.policy_state()["judged"][0][0] == {"op": 1}
+
+
+def test_score_that_is_no_number_is_the_worst() -> None:
+    for mode in ("max", "min"):
+        strategy = RandomOneShot(reward_metric_name="f", reward_mode=mode)
+        scores = [math.nan, 1.0, math.nan, 2.0, math.nan]
+        strategy.judge([({"op": i}, {"f": score}) for i, score in enumerate(scores)])
+        best, second = (3, 1) if mode == "max" else (1, 3)
+        assert [a["op"] for a, _ in strategy.policy_state()["judged"]][:2] == [best, second]
+
+
+def test_answer_of_a_checkpoint_keeps_to_a_filter_that_is_tighter_now(tmp_path: Path) -> None:
+    module = classification()
+    profiler = TableProfiler(space_of(module))
+    low, high = profiler.cost.bounds()
+    first = RandomOneShot(filter=RangeProfilerFilter(profiler, min=(low + high) / 2))
+    _, made = fit(first, module)
+    made.save_checkpoint(tmp_path / "a.ckpt")
+    resumed = RandomOneShot(filter=RangeProfilerFilter(profiler, max=(low + high) / 2))
+    made = trainer(resumed, max_epochs=1)
+    made.fit(module, *loaders(), ckpt_path=tmp_path / "a.ckpt")
+    assert max(map(profiler.profile, [resumed.architecture(), *resumed.top_k(4)])) <= (low + high) / 2
+
+
+def test_filter_of_another_kind_or_space_is_refused() -> None:
+    module = classification()
+    profiler = TableProfiler(space_of(module))
+    with pytest.raises(TypeError, match="is a RangeProfilerFilter or a list of them; got LagrangianPenalty"):
+        RandomOneShot(filter=[LagrangianPenalty(profiler, 5.0)])  # type: ignore[list-item]  # on purpose
+    other = ModelSpace(torch.nn.Sequential(LayerChoice([torch.nn.ReLU(), torch.nn.Tanh()], label="op")))
+    foreign = Profiler(Cost(other.options, 0.0, [CostTable(("op",), np.array([1.0, 2.0]))], "MAC"))
+    with pytest.raises(ValueError, match=r"a cost in MAC belongs to another space.*'op': \(0, 1\)"):
+        fit(RandomOneShot(filter=RangeProfilerFilter(foreign, max=1.5)))
+    with pytest.raises(ValueError, match="belongs to another space"):
+        fit(DARTS(penalty=LagrangianPenalty(foreign, 1.5)))
+
+
+@pytest.mark.parametrize("make", [RandomOneShot, DARTS])
+@pytest.mark.parametrize("k", [0, -1, 1.5])
+def test_fewer_than_one_architecture_cannot_be_asked_for(make: Any, k: Any) -> None:
+    strategy = make()
+    strategy.prepare_for(space_of(classification()))
+    with pytest.raises(ValueError, match=f"whole number of at least 1; got {k}"):
+        strategy.top_k(k)

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from hwnas import LayerChoice, ModelSpace
 from hwnas.classification import Classification
 from hwnas.recalibrate import recalibrate
-from hwnas.strategies import DARTS, NonFiniteLossError
-from profilers.penalty import LagrangianPenalty
+from hwnas.strategies import DARTS, ENAS, NonFiniteLossError
+from profilers.penalty import LagrangianPenalty, SampleProfilerPenalty
 from tests.hwnas.strategies.tiny import (
     CLASSES,
     EVERY,
@@ -403,6 +403,45 @@ def test_two_validation_loaders_are_told_apart(name: str) -> None:
         assert float(made.callback_metrics[f"supernet_val_which/dataloader_idx_{index}"]) == index
 
 
+# ---- what the user's module keeps
+
+
+class Collecting(pl.LightningModule):
+    """Collects what its steps see, and logs at the end of the epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = ModelSpace(TinyNet())
+        self.seen: dict[str, list[int]] = {"train": []}
+        self.validated: list[int] = []
+        self.steps = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.steps += 1
+        self.seen["train"].append(batch_idx)
+        return F.cross_entropy(self.network(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.validated.append(batch_idx)
+        self.log("val_loss", F.cross_entropy(self.network(batch[0]), batch[1]))
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("count", float(len(self.validated)))
+        self.validated.clear()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@every_strategy
+def test_what_the_users_module_collects_is_of_its_own_steps_alone(name: str) -> None:
+    module = Collecting()
+    _, made = fit(EVERY[name](), module, num_sanity_val_steps=0)
+    assert module.steps == 4
+    assert module.seen == {"train": [0, 1, 2, 3]}
+    assert made.callback_metrics["count"] == 2.0
+
+
 # ---- errors
 
 
@@ -419,6 +458,20 @@ def test_network_without_one_space_and_manual_optimisation_are_refused(name: str
     manual.automatic_optimization = False
     with pytest.raises(ValueError, match="automatic_optimization = False"):
         trainer(EVERY[name]()).fit(manual, loaders()[0])
+
+
+def test_two_strategies_at_once_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"one strategy decides.*\['DARTS', 'RandomOneShot'\]"):
+        trainer(EVERY["darts"](), EVERY["random-one-shot"]()).fit(classification(), *loaders())
+
+
+@pytest.mark.parametrize("name", [*STRATEGIES, "enas"])
+def test_penalty_of_another_kind_is_refused(name: str) -> None:
+    profiler = TableProfiler(space_of(classification()))
+    make: Any = ENAS if name == "enas" else STRATEGIES[name]
+    wrong = (LagrangianPenalty if name == "enas" else SampleProfilerPenalty)(profiler, 5.0)
+    with pytest.raises(TypeError, match=f"takes a penalty of .*; got {type(wrong).__name__}"):
+        make(penalty=wrong)
 
 
 @every_differentiable

@@ -10,12 +10,15 @@ import warnings
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from hwnas import LayerChoice, ModelSpace
 from hwnas.trials import Method, RandomSearch, RegularizedEvolution, Trials, search
+from profilers import ParamsProfiler, RangeProfilerFilter
 from profilers.space import Architecture
 from tests.contracts.search import conditional_space, parameters, worth
 
@@ -100,13 +103,30 @@ def test_evolution_finds_a_better_architecture_than_random_search() -> None:
     ("changes", "message"),
     [
         ({"trials": 0}, "trials must be at least 1"),
+        ({"trials": 2.5}, "a whole number, or None.*got 2.5"),
         ({"workers": 0}, "at least 1"),
         ({"workers": 2}, "1 without an executor; got 2"),
     ],
 )
-def test_numbers_without_sense_are_refused(changes: dict[str, int], message: str) -> None:
+def test_numbers_without_sense_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(**changes)
+
+
+def test_network_in_place_of_a_space_and_class_in_place_of_a_method_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"a search is of a ModelSpace, by a method.*the class RandomSearch"):
+        run(method=RandomSearch)
+    with pytest.raises(TypeError, match="got Linear and RandomSearch"):
+        search(torch.nn.Linear(1, 1), worth, RandomSearch(), {"accuracy": "max"}, trials=1)  # type: ignore[arg-type]
+
+
+def test_costs_and_filters_of_another_space_are_refused() -> None:
+    other = ModelSpace(torch.nn.Sequential(LayerChoice([torch.nn.ReLU(), torch.nn.Linear(2, 2)], label="op")))
+    profiler = ParamsProfiler(other)
+    with pytest.raises(ValueError, match=r"a cost in parameter belongs to another space.*'op': \(0, 1\)"):
+        run(costs={"size": profiler})
+    with pytest.raises(ValueError, match="a cost in parameter belongs to another space"):
+        run(filters=[RangeProfilerFilter(profiler, max=3)])
 
 
 # ---- executors
