@@ -21,8 +21,9 @@ from torchmetrics import MeanMetric
 from hwnas import LayerChoice, ModelSpace
 from hwnas.strategies import ENAS, PPO, NonFiniteLossError, Reinforce
 from hwnas.strategies.controller import Learner
-from profilers import RangeProfilerFilter
+from profilers import Profiler, RangeProfilerFilter
 from profilers.penalty import SampleProfilerPenalty
+from tests.contracts.strategy import StrategyContract
 from tests.hwnas.strategies.test_random_one_shot import Paths
 from tests.hwnas.strategies.tiny import (
     Noisy,
@@ -44,6 +45,16 @@ without_validation = pytest.mark.filterwarnings(
 )
 
 FEW: Mapping[str, Any] = {"batches_per_update": 3, "updates": 2}
+
+
+class TestENAS(StrategyContract):
+    runs_one_path = True
+
+    def make(self, **options: Any) -> ENAS:
+        return ENAS(0.1, **FEW, **options)
+
+    def within(self, profiler: Profiler, most: float) -> dict[str, Any]:
+        return {"penalty": SampleProfilerPenalty(profiler, most)}
 
 
 class Scored(pl.LightningModule):

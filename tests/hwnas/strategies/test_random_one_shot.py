@@ -11,8 +11,20 @@ from torch.utils.data import DataLoader
 
 from hwnas.recalibrate import recalibrate
 from hwnas.strategies import RandomOneShot
-from profilers import RangeProfilerFilter
+from profilers import Profiler, RangeProfilerFilter
+from tests.contracts.strategy import StrategyContract
 from tests.hwnas.strategies.tiny import Noisy, TableProfiler, classification, fit, loaders, space_of, trainer
+
+
+class TestRandomOneShot(StrategyContract):
+    learns = False
+    runs_one_path = True
+
+    def make(self, **options: Any) -> RandomOneShot:
+        return RandomOneShot(**options)
+
+    def within(self, profiler: Profiler, most: float) -> dict[str, Any]:
+        return {"filter": RangeProfilerFilter(profiler, max=most)}
 
 
 class Paths(pl.Callback):
