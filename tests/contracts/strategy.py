@@ -18,13 +18,14 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import Metric, MetricCollection
@@ -70,6 +71,9 @@ class StrategyContract(ABC):
 
     runs_one_path: ClassVar[bool] = False
     """Whether a weight step runs one path alone, so that other paths leave no trace in it."""
+
+    paths_of_ranks: ClassVar[Literal["same", "own"] | None] = None
+    """Whether the processes of a distributed training train the same paths or each its own; None: either."""
 
     @abstractmethod
     def make(self, **options: Any) -> Strategy:
@@ -178,6 +182,18 @@ class StrategyContract(ABC):
                 warnings.filterwarnings("ignore", ".*training_step. returned .None.")
                 trainer(strategy).fit(Faulty(9, returned), marked_batches(9), loaders()[1])
             assert strategy.architecture()
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(120)
+    def test_ranks_end_with_one_policy_one_answer_and_equal_weights(self, tmp_path: Path) -> None:
+        first, second = ranks_of(self._search(), tmp_path)
+        assert_equal(second["policy"], first["policy"])
+        assert_equal(second["weights"], first["weights"])
+        assert second["answer"] == first["answer"]
+        assert second["metrics"]["supernet_val_loss"] == first["metrics"]["supernet_val_loss"]
+        if self.paths_of_ranks is not None:
+            assert len(first["paths"]) == len(second["paths"]) == 4
+            assert (first["paths"] == second["paths"]) == (self.paths_of_ranks == "same")
 
     # ---- resuming
 
@@ -509,6 +525,30 @@ class Counts(pl.Callback):
         self.found.append((int(module.updates.count), int(module.updates.images), module.total.clone()))
 
 
+class WrittenDown(pl.Callback):
+    """Weights, policy, answer and metrics of this rank, and the paths that it trained."""
+
+    def __init__(self, strategy: Strategy, folder: Path) -> None:
+        self.strategy = strategy
+        self.folder = folder
+        self.paths: list[Any] = []
+
+    def on_before_backward(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+        gates = space_of(module).gates
+        assert gates is not None
+        self.paths.append([gate.picked for gate in gates.values()])
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        found = {
+            "weights": dict(module.named_parameters()),
+            "policy": self.strategy.policy_state(),
+            "answer": self.strategy.architecture(),
+            "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+            "paths": self.paths,
+        }
+        torch.save(found, self.folder / f"rank-{trainer.global_rank}.pt")
+
+
 class KilledError(Exception):
     pass
 
@@ -573,6 +613,17 @@ class Search:
             "random": torch.get_rng_state(),
             "metrics": self.metrics.of_epoch[max(self.metrics.of_epoch)],
         }
+
+
+def ranks_of(search: Search, folder: Path) -> list[dict[str, Any]]:
+    """What both ranks of a search on two processes end with."""
+    several = DDPStrategy(process_group_backend="gloo", find_unused_parameters=True, start_method="fork")
+    written = WrittenDown(search.strategy, folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's and torch's, on how processes are started
+        made = trainer(search.strategy, written, max_epochs=2, devices=2, strategy=several)
+        made.fit(search.module, *loaders())
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
 class Plain(pl.LightningModule):

@@ -21,6 +21,7 @@ from tests.hwnas.strategies.tiny import TinyNet, trainer
 
 class TestFairNAS(StrategyContract):
     learns = False
+    paths_of_ranks = "same"
 
     def make(self, **options: Any) -> FairNAS:
         return FairNAS(**options)
@@ -31,6 +32,7 @@ class TestFairNAS(StrategyContract):
 
 class TestSandwich(StrategyContract):
     learns = False
+    paths_of_ranks = "same"
 
     def make(self, **options: Any) -> Sandwich:
         return Sandwich(**options)

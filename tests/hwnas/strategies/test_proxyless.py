@@ -17,6 +17,7 @@ Paths = Literal["two", "full"]
 
 class TestTwoPaths(DifferentiableStrategyContract):
     runs_one_path = True
+    paths_of_ranks = "own"
 
     def make(self, **options: Any) -> Proxyless:
         return Proxyless("two", 0.1, **options)

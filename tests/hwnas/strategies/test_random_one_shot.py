@@ -19,6 +19,7 @@ from tests.hwnas.strategies.tiny import Noisy, TableProfiler, classification, fi
 class TestRandomOneShot(StrategyContract):
     learns = False
     runs_one_path = True
+    paths_of_ranks = "own"
 
     def make(self, **options: Any) -> RandomOneShot:
         return RandomOneShot(**options)
