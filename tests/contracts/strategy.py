@@ -70,7 +70,8 @@ class StrategyContract(ABC):
     """Whether its probabilities move once the warm-up is over."""
 
     runs_one_path: ClassVar[bool] = False
-    """Whether a weight step runs one path alone, so that other paths leave no trace in it."""
+    """Whether a weight step trains one path and does nothing else: where all paths are one network, training
+    is then as it is without the strategy."""
 
     paths_of_ranks: ClassVar[Literal["same", "own"] | None] = None
     """Whether the processes of a distributed training train the same paths or each its own; None: either."""
