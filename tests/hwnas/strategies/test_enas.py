@@ -636,16 +636,6 @@ def test_checkpoint_of_another_space_names_the_choices() -> None:
         other.load_state_dict(strategy.state_dict())
 
 
-def test_checkpoint_may_come_before_the_space() -> None:
-    strategy, other = ENAS(0.05, **FEW), ENAS(0.05, **FEW, seed=9)
-    module, _ = fit(strategy)
-    other.load_state_dict(strategy.state_dict())
-    assert_equal(other.policy_state(), strategy.policy_state())
-    other.prepare_for(space_of(module))
-    assert_equal(other.policy_state(), strategy.policy_state())
-    assert other.architecture() == strategy.architecture()
-
-
 @pytest.mark.parametrize("name", ["batches_per_update", "updates", "update_every_n_steps"])
 def test_counts_below_one_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="must be at least 1; got"):
