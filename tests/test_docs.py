@@ -31,7 +31,7 @@ def test_python_blocks_of_a_page_run_one_after_the_other(
         exec(compile("\n" * number + code, str(page), "exec"), vars(module))
     for name, made in inspect.getmembers(module, inspect.isclass):
         if name.startswith("Test"):
-            run_tests_of(made)
+            run_tests_of(made, tmp_path / name)
 
 
 def blocks(text: str) -> list[tuple[int, str]]:
@@ -40,13 +40,15 @@ def blocks(text: str) -> list[tuple[int, str]]:
     return [(text[: match.start(1)].count("\n"), match[1]) for match in found]
 
 
-def run_tests_of(case: type) -> None:
-    """A contract's tests, those that need no fixture."""
+def run_tests_of(case: type, folder: Path) -> None:
+    """A contract's tests, those that need no fixture but ``tmp_path``."""
     tests = {name: test for name, test in inspect.getmembers(case) if name.startswith("test_")}
-    alone = [name for name, test in tests.items() if list(inspect.signature(test).parameters) == ["self"]]
+    given = {name: [*inspect.signature(test).parameters][1:] for name, test in tests.items()}
+    alone = [name for name, parameters in given.items() if parameters in ([], ["tmp_path"])]
     assert alone, f"{case.__name__} tests nothing"
     for name in alone:
-        getattr(case(), name)()
+        (folder / name).mkdir(parents=True)
+        getattr(case(), name)(*[folder / name] * len(given[name]))
 
 
 def test_blocks_are_found_with_their_lines() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from hwnas import LayerChoice, ModelSpace
 from hwnas.strategies import DARTS
 from profilers.penalty import ExpectationProfilerPenalty
+from tests.contracts.strategy import DifferentiableStrategyContract
 from tests.hwnas.strategies.tiny import (
     TableProfiler,
     TinyNet,
@@ -17,6 +20,11 @@ from tests.hwnas.strategies.tiny import (
     random_probabilities,
     space_of,
 )
+
+
+class TestFirstOrder(DifferentiableStrategyContract):
+    def make(self, **options: Any) -> DARTS:
+        return DARTS(0.1, **options)
 
 
 def expected_cost(strategy: DARTS, profiler: TableProfiler) -> float:

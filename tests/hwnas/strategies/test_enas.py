@@ -21,8 +21,9 @@ from torchmetrics import MeanMetric
 from hwnas import LayerChoice, ModelSpace
 from hwnas.strategies import ENAS, PPO, NonFiniteLossError, Reinforce
 from hwnas.strategies.controller import Learner
-from profilers import RangeProfilerFilter
+from profilers import Profiler, RangeProfilerFilter
 from profilers.penalty import SampleProfilerPenalty
+from tests.contracts.strategy import StrategyContract
 from tests.hwnas.strategies.test_random_one_shot import Paths
 from tests.hwnas.strategies.tiny import (
     Noisy,
@@ -44,6 +45,16 @@ without_validation = pytest.mark.filterwarnings(
 )
 
 FEW: Mapping[str, Any] = {"batches_per_update": 3, "updates": 2}
+
+
+class TestENAS(StrategyContract):
+    runs_one_path = True
+
+    def make(self, **options: Any) -> ENAS:
+        return ENAS(0.1, **FEW, **options)
+
+    def within(self, profiler: Profiler, most: float) -> dict[str, Any]:
+        return {"penalty": SampleProfilerPenalty(profiler, most)}
 
 
 class Scored(pl.LightningModule):
@@ -623,16 +634,6 @@ def test_checkpoint_of_another_space_names_the_choices() -> None:
         ValueError, match=r"another space.*'act' \(2 there, 0 here\).*'op' \(3 there, 2 here\)"
     ):
         other.load_state_dict(strategy.state_dict())
-
-
-def test_checkpoint_may_come_before_the_space() -> None:
-    strategy, other = ENAS(0.05, **FEW), ENAS(0.05, **FEW, seed=9)
-    module, _ = fit(strategy)
-    other.load_state_dict(strategy.state_dict())
-    assert_equal(other.policy_state(), strategy.policy_state())
-    other.prepare_for(space_of(module))
-    assert_equal(other.policy_state(), strategy.policy_state())
-    assert other.architecture() == strategy.architecture()
 
 
 @pytest.mark.parametrize("name", ["batches_per_update", "updates", "update_every_n_steps"])

@@ -9,7 +9,18 @@ from scipy.stats import chisquare
 
 from hwnas.strategies import GumbelDARTS
 from profilers.penalty import ExpectationProfilerPenalty
+from tests.contracts.strategy import DifferentiableStrategyContract
 from tests.hwnas.strategies.tiny import TableProfiler, classification, fit, logits_of, space_of
+
+
+class TestSoft(DifferentiableStrategyContract):
+    def make(self, **options: Any) -> GumbelDARTS:
+        return GumbelDARTS(0.1, **options)
+
+
+class TestHard(DifferentiableStrategyContract):
+    def make(self, **options: Any) -> GumbelDARTS:
+        return GumbelDARTS(0.1, hard=True, **options)
 
 
 class Temperatures(pl.Callback):

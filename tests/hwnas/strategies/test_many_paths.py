@@ -14,8 +14,31 @@ from torch.utils.data import DataLoader
 from hwnas import LayerChoice, ModelSpace
 from hwnas.strategies import FairNAS, Sandwich
 from hwnas.strategies.sandwich import soft_cross_entropy
-from profilers import ParamsProfiler, RangeProfilerFilter
+from profilers import ParamsProfiler, Profiler, RangeProfilerFilter
+from tests.contracts.strategy import StrategyContract
 from tests.hwnas.strategies.tiny import TinyNet, trainer
+
+
+class TestFairNAS(StrategyContract):
+    learns = False
+    paths_of_ranks = "same"
+
+    def make(self, **options: Any) -> FairNAS:
+        return FairNAS(**options)
+
+    def within(self, profiler: Profiler, most: float) -> dict[str, Any]:
+        return {"filter": RangeProfilerFilter(profiler, max=most)}
+
+
+class TestSandwich(StrategyContract):
+    learns = False
+    paths_of_ranks = "same"
+
+    def make(self, **options: Any) -> Sandwich:
+        return Sandwich(**options)
+
+    def within(self, profiler: Profiler, most: float) -> dict[str, Any]:
+        return {"filter": RangeProfilerFilter(profiler, max=most)}
 
 
 class Plain(pl.LightningModule):

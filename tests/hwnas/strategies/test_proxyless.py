@@ -9,9 +9,25 @@ from torch import Tensor, nn
 from hwnas import Gate, LayerChoice, ModelSpace
 from hwnas.strategies import Proxyless
 from profilers.penalty import ExpectationProfilerPenalty
+from tests.contracts.strategy import DifferentiableStrategyContract
 from tests.hwnas.strategies.tiny import TableProfiler, classification, fit, logits_of, space_of
 
 Paths = Literal["two", "full"]
+
+
+class TestTwoPaths(DifferentiableStrategyContract):
+    runs_one_path = True
+    paths_of_ranks = "own"
+
+    def make(self, **options: Any) -> Proxyless:
+        return Proxyless("two", 0.1, **options)
+
+
+class TestAllPaths(DifferentiableStrategyContract):
+    runs_one_path = True
+
+    def make(self, **options: Any) -> Proxyless:
+        return Proxyless("full", 0.1, **options)
 
 
 class Counted(nn.Module):

@@ -16,7 +16,20 @@ from hwnas import LayerChoice, ModelSpace
 from hwnas.recalibrate import recalibrate
 from hwnas.strategies import DARTS, RandomOneShot
 from profilers import Cost, CostTable, LagrangianPenalty, Profiler, RangeProfilerFilter
+from tests.contracts.strategy import StrategyContract
 from tests.hwnas.strategies.tiny import Noisy, TableProfiler, classification, fit, loaders, space_of, trainer
+
+
+class TestRandomOneShot(StrategyContract):
+    learns = False
+    runs_one_path = True
+    paths_of_ranks = "own"
+
+    def make(self, **options: Any) -> RandomOneShot:
+        return RandomOneShot(**options)
+
+    def within(self, profiler: Profiler, most: float) -> dict[str, Any]:
+        return {"filter": RangeProfilerFilter(profiler, max=most)}
 
 
 class Paths(pl.Callback):

@@ -11,7 +11,15 @@ from torch.utils.data import DataLoader
 
 from hwnas import LayerChoice, ModelSpace
 from hwnas.strategies import DARTS
+from tests.contracts.strategy import DifferentiableStrategyContract
 from tests.hwnas.strategies.tiny import classification, fit, trainer
+
+
+class TestSecondOrder(DifferentiableStrategyContract):
+    trainer_options = {"gradient_clip_val": 0.1}
+
+    def make(self, **options: Any) -> DARTS:
+        return DARTS(0.1, order=2, **options)
 
 
 class Smooth(pl.LightningModule):
