@@ -10,7 +10,15 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from hwnas.strategies import DARTS, ENAS, NonFiniteLossError
 from profilers.penalty import LagrangianPenalty, SampleProfilerPenalty
 from tests.contracts.strategy import Plain, marked_batches, not_a_number
-from tests.hwnas.strategies.tiny import EVERY, STRATEGIES, TableProfiler, classification, loaders, space_of, trainer
+from tests.hwnas.strategies.tiny import (
+    EVERY,
+    STRATEGIES,
+    TableProfiler,
+    classification,
+    loaders,
+    space_of,
+    trainer,
+)
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists:UserWarning")
