@@ -370,7 +370,7 @@ def _any_within(space: ModelSpace, filters: Sequence[RangeProfilerFilter]) -> Ar
     limits = [limit for f in filters for limit in f.limits]
     found = minimise(filters[0].profiler.cost * 0.0, limits)  # any will do
     if found is None:
-        ranges = "; ".join(f"{f.min:g} to {f.max:g} {f.profiler.unit}" for f in filters)
+        ranges = "; ".join(map(str, filters))
         raise ValueError(
             f"no architecture of the space is in all of these ranges: {ranges}. Each alone holds some: "
             "widen one"

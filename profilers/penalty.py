@@ -230,9 +230,19 @@ class RangeProfilerFilter:
         if minimise(profiler.cost * 0.0, self.limits) is None:  # any will do
             low, high = profiler.cost.bounds()
             raise ValueError(
-                f"no architecture costs from {self.min:g} to {self.max:g} {profiler.unit}; the space has "
+                f"no architecture costs {self}; the space has "
                 f"{low:.6g} to {high:.6g} {profiler.unit}: give a range that holds some of it"
             )
+
+    def __str__(self) -> str:
+        unit = self.profiler.unit
+        if self.min == -math.inf:
+            return f"at most {self.max:g} {unit}"
+        return (
+            f"at least {self.min:g} {unit}"
+            if self.max == math.inf
+            else f"{self.min:g} to {self.max:g} {unit}"
+        )
 
     @property
     def limits(self) -> list[tuple[Cost, float]]:
