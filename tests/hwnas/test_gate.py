@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hwnas import Gate
@@ -12,6 +12,8 @@ from hwnas.gate import mixture
 @given(st.lists(st.floats(-2, 2), min_size=1, max_size=5), st.sampled_from([(3,), (2, 3, 4)]))
 @settings(deadline=None)
 def test_mixture_equals_weighted_sum_with_its_gradients(numbers: list[float], shape: tuple[int, ...]) -> None:
+    # One-hot weights get a relative gradient, which a test of its own is about.
+    assume(sorted(numbers)[-1] != 1.0 or any(sorted(numbers)[:-1]))
     weights = torch.tensor(numbers, dtype=torch.double, requires_grad=True)
     outputs = [torch.randn(shape, dtype=torch.double, requires_grad=True) for _ in numbers]
     expected = sum(weight * output for weight, output in zip(weights, outputs, strict=True))
