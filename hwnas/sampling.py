@@ -21,6 +21,9 @@ from profilers.space import Architecture
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
+Filters = RangeProfilerFilter | Sequence[RangeProfilerFilter] | None
+"""One range, several that all have to be kept to, or none."""
+
 _MOST_COUNTS = 16_000_000  # numbers that all steps together may keep
 _FEWEST_BINS, _MOST_BINS = 8, 4_096  # of one cost
 _TRIAL = 512  # draws that tell how many are in vain
@@ -62,9 +65,9 @@ class Sampler:
     {'op': 2}
     """
 
-    def __init__(self, space: ModelSpace, filters: Sequence[RangeProfilerFilter] = ()) -> None:
+    def __init__(self, space: ModelSpace, filters: Filters = None) -> None:
         self.space = space
-        self.filters = tuple(filters)
+        self.filters = as_filters(filters)
         for found in self.filters:
             space.check_cost(found.profiler.cost)
         self.is_exact = True
@@ -364,6 +367,15 @@ def _in_range(ranges: Sequence[Range], rows: Integers) -> npt.NDArray[np.bool_]:
 def _ceiling(cost: Cost) -> float:
     """What no architecture costs more than."""
     return cost.constant + sum(float(table.values.max()) for table in cost.tables)
+
+
+def as_filters(given: Filters) -> tuple[RangeProfilerFilter, ...]:
+    """One filter, several or none as a tuple. Raises ``TypeError`` where it is something else."""
+    found = given if isinstance(given, list | tuple) else [] if given is None else [given]
+    wrong = [type(each).__name__ for each in found if not isinstance(each, RangeProfilerFilter)]
+    if wrong:
+        raise TypeError(f"a filter is a RangeProfilerFilter or a list of them; got {', '.join(wrong)}")
+    return tuple(found)
 
 
 def _any_within(space: ModelSpace, filters: Sequence[RangeProfilerFilter]) -> Architecture:

@@ -362,12 +362,7 @@ class Search:
             within = RangeProfilerFilter(self.latency, min=_LEAST_USE * highest, max=highest)
         except ValueError:
             within = RangeProfilerFilter(self.latency, max=highest)
-        evaluate = SupernetEvaluator(
-            self.space.cpu(),
-            list(islice(retrain_dataloader(self._data), _RECALIBRATION_BATCHES)),
-            list(self._data.val_dataloader()),
-            {"accuracy": MulticlassAccuracy(self._facts.num_classes, average="micro")},
-        )
+        evaluate = self._evaluator()
         trials = self.settings.trials
         self._report("searching the supernet", 0, trials)
         # Each correction of the table makes it another search.
@@ -389,14 +384,22 @@ class Search:
                 return dict(trial.architecture)
         raise SearchFailedError(f"no network is left within the budget of {self.budget_ms:.4f} ms")
 
+    def _evaluator(self) -> SupernetEvaluator:
+        """Accuracy on the selection set, with the supernet's weights, BatchNorm recalibrated."""
+        return SupernetEvaluator(
+            self.space.cpu(),
+            list(islice(retrain_dataloader(self._data), _RECALIBRATION_BATCHES)),
+            self._data.val_dataloader(),
+            {"accuracy": MulticlassAccuracy(self._facts.num_classes, average="micro")},
+        )
+
     def _selected(self, candidates: list[Architecture]) -> Architecture:
-        """The most accurate on the selection set, with the supernet's weights, BatchNorm recalibrated."""
-        batches = list(islice(retrain_dataloader(self._data), _RECALIBRATION_BATCHES))
+        """The most accurate of a few."""
+        evaluate = self._evaluator()
         scores = []
         for number, architecture in enumerate(candidates):
             self._report("comparing candidates", number, len(candidates))
-            subnet = recalibrate(self.space.freeze(architecture).cpu(), batches)
-            scores.append(_accuracy(subnet, self._data.val_dataloader()))
+            scores.append(evaluate(architecture)["accuracy"])
         self._report("comparing candidates", len(candidates), len(candidates))
         return candidates[max(range(len(candidates)), key=scores.__getitem__)]
 
@@ -565,15 +568,6 @@ def _load_checkpoint(path: Path) -> dict[str, Any]:
             "Remove it and 'run.json' beside the folder's other files to train this step again"
         ) from error
     return state
-
-
-def _accuracy(subnet: nn.Module, batches: Any) -> float:
-    right = total = 0
-    with torch.no_grad():
-        for images, labels in batches:
-            right += int((subnet.eval()(images).argmax(dim=1) == labels).sum())
-            total += len(labels)
-    return right / total
 
 
 def _devices(asked: str) -> int | str:

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from hwnas.gate import Gate
-from hwnas.space import ModelSpace
 from hwnas.strategies.ranks import average
-from hwnas.strategies.sampled import SampledOptions, SampledStrategy
+from hwnas.strategies.sampled import SampledOptions, UniformStrategy
 from hwnas.strategies.side_effects import captured_logs, kept_attributes, own_random_numbers
 from profilers.space import Architecture
 
 
-class ManyPathsStrategy(SampledStrategy):
+class ManyPathsStrategy(UniformStrategy):
     """Trains several paths in each weight step; their gradients are added up.
 
     Lightning trains the first path; the others follow its backward pass, before gradients are clipped. They
@@ -31,7 +30,6 @@ class ManyPathsStrategy(SampledStrategy):
 
     def __init__(self, **options: Unpack[SampledOptions]) -> None:
         super().__init__(**options)
-        self._candidates: list[Architecture] = []
         self._others: list[Architecture] = []
         self._batch: tuple[Any, int] | None = None
 
@@ -44,16 +42,6 @@ class ManyPathsStrategy(SampledStrategy):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> Tensor | None:
         """The loss of a path after the first, whose gates are installed; None: it is left out."""
-
-    def prepare(self, space: ModelSpace) -> None:
-        super().prepare(space)
-        self._candidates = self._drawn(self.n_candidates, (), ())
-
-    def candidates(self) -> list[Architecture]:
-        return self._candidates
-
-    def sample_many(self, count: int, generator: torch.Generator) -> list[Architecture]:
-        return self.sampler.draw_many(count, generator)
 
     def weight_gates(self, generator: torch.Generator) -> Mapping[str, Gate]:
         return self.space.gates_of(self.paths(generator)[0])

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Unpack, final
+from typing import final
 
 import torch
 
 from hwnas.gate import Gate
-from hwnas.space import ModelSpace
-from hwnas.strategies.sampled import SampledOptions, SampledStrategy
-from profilers.space import Architecture
+from hwnas.strategies.sampled import UniformStrategy
 
 
 @final
-class RandomOneShot(SampledStrategy):
+class RandomOneShot(UniformStrategy):
     """Trains one uniformly drawn path a step (SPOS, arXiv 1904.00420, section 3.2).
 
     "Uniformly" is over the canonical architectures, inside the filters exactly (`hwnas.sampling.Sampler`);
@@ -29,19 +27,5 @@ class RandomOneShot(SampledStrategy):
         options: as in `SampledStrategy` (`filter`, `n_candidates`, ...) and `Strategy` (`seed`, ...).
     """
 
-    def __init__(self, **options: Unpack[SampledOptions]) -> None:
-        super().__init__(**options)
-        self._candidates: list[Architecture] = []
-
-    def prepare(self, space: ModelSpace) -> None:
-        super().prepare(space)
-        self._candidates = self._drawn(self.n_candidates, (), ())
-
-    def sample_many(self, count: int, generator: torch.Generator) -> list[Architecture]:
-        return self.sampler.draw_many(count, generator)
-
     def weight_gates(self, generator: torch.Generator) -> Mapping[str, Gate]:
         return self.space.gates_of(self.sample(generator))
-
-    def candidates(self) -> list[Architecture]:
-        return self._candidates

@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 
 from hwnas.derive import Budget, check_k
-from hwnas.sampling import Sampler
+from hwnas.sampling import Filters, Sampler, as_filters
 from hwnas.space import ModelSpace
 from hwnas.strategies.strategy import Judged, Strategy, StrategyOptions, mixed_seed
 from profilers.penalty import RangeProfilerFilter
 from profilers.profile import Profiler
 from profilers.space import Architecture
-
-Filters = RangeProfilerFilter | Sequence[RangeProfilerFilter] | None
 
 _ERRORS = ("mse", "rmse", "mae", "mape", "wer", "cer")  # words in a metric's name
 _DRAWS = 1_000  # that stand for the policy where its probabilities are asked for
@@ -209,10 +207,23 @@ class SampledStrategy(Strategy):
         self._judged = [(dict(architecture), float(score)) for architecture, score in state["judged"]]
 
 
-def as_filters(given: Filters) -> tuple[RangeProfilerFilter, ...]:
-    """One filter, several or none as a tuple. Raises ``TypeError`` where it is something else."""
-    found = given if isinstance(given, list | tuple) else [] if given is None else [given]
-    wrong = [type(each).__name__ for each in found if not isinstance(each, RangeProfilerFilter)]
-    if wrong:
-        raise TypeError(f"a filter is a RangeProfilerFilter or a list of them; got {', '.join(wrong)}")
-    return tuple(found)
+class UniformStrategy(SampledStrategy):
+    """Draws uniformly within the filters, and compares a fixed set of candidates.
+
+    Args:
+        options: as in `SampledStrategy` and `Strategy`.
+    """
+
+    def __init__(self, **options: Unpack[SampledOptions]) -> None:
+        super().__init__(**options)
+        self._candidates: list[Architecture] = []
+
+    def prepare(self, space: ModelSpace) -> None:
+        super().prepare(space)
+        self._candidates = self._drawn(self.n_candidates, (), ())
+
+    def sample_many(self, count: int, generator: torch.Generator) -> list[Architecture]:
+        return self.sampler.draw_many(count, generator)
+
+    def candidates(self) -> list[Architecture]:
+        return self._candidates

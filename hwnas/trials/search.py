@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 
 import torch
 
+from hwnas.sampling import Filters, as_filters
 from hwnas.space import ModelSpace
 from hwnas.trials.candidates import Candidates
 from hwnas.trials.evaluations import Evaluate, Evaluations, Outcome
 from hwnas.trials.journal import Journal, described_filters, described_space, digest_of
 from hwnas.trials.method import Method, Problem, Proposals
 from hwnas.trials.results import Direction, Objectives, Trial, Trials
-from profilers.penalty import RangeProfilerFilter
 from profilers.profile import Profiler
 from profilers.space import Architecture
 
@@ -27,7 +27,7 @@ def search(
     objectives: Mapping[str, Direction],
     *,
     trials: int | None,
-    filters: Sequence[RangeProfilerFilter] = (),
+    filters: Filters = None,
     costs: Mapping[str, Profiler] | None = None,
     seed: int = 0,
     executor: Executor | Callable[[], Executor] | None = None,
@@ -112,17 +112,18 @@ def search(
             "a search is of a ModelSpace, by a method such as RandomSearch(); got "
             f"{_kind(space)} and {_kind(method)}"
         )
+    within = as_filters(filters)
     aims = Objectives(objectives)
     costs = dict(costs or {})
     for profiler in costs.values():
         space.check_cost(profiler.cost)
     generator = torch.Generator().manual_seed(seed)
-    candidates = Candidates(space, filters, generator)
+    candidates = Candidates(space, within, generator)
     facts = {
         "space": described_space(space),
         **method.settings(),
         "objectives": aims.directions,
-        "filters": described_filters(filters),
+        "filters": described_filters(within),
         "costs": {name: digest_of(profiler.cost) for name, profiler in costs.items()},
         "seed": seed,
     }

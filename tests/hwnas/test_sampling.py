@@ -152,6 +152,15 @@ def test_a_range_of_one_architecture_is_found() -> None:
     assert sampler.draw_many(5, torch.Generator()) == [space.canonical(profiler.cost.minimum())] * 5
 
 
+def test_one_filter_stands_for_a_list_of_it_and_anything_else_is_refused() -> None:
+    space = ModelSpace(Nested())
+    found = RangeProfilerFilter(costs_of(space, 3), max=2.0)
+    one, several = Sampler(space, found), Sampler(space, [found])
+    assert one.draw(torch.Generator()) == several.draw(torch.Generator())
+    with pytest.raises(TypeError, match="a filter is a RangeProfilerFilter or a list of them; got float"):
+        Sampler(space, 2.0)  # type: ignore[arg-type]  # that is the point
+
+
 def test_without_filters_the_whole_space_is_drawn() -> None:
     space = ModelSpace(Nested())
     drawn = Counter(key(a) for a in Sampler(space).draw_many(60 * space.size, torch.Generator()))
