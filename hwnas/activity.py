@@ -60,3 +60,18 @@ class Activity:
             here = {label: options[label][i] for label, i in zip(labels, index, strict=True)}
             truth[index] = self.holds(here)
         return truth
+
+    def canonical(
+        self, label: str, options: Mapping[str, Sequence[Option]]
+    ) -> tuple[tuple[str, ...], NDArray[np.bool_]]:
+        """Which joint options a canonical architecture has: where the choice takes no part, its default.
+
+        Args:
+            label: the choice.
+            options: each label with its options.
+
+        Returns:
+            The labels that decide, ``label`` last, and the truth with one axis a label.
+        """
+        is_default = np.arange(len(options[label])) == 0
+        return (*self.labels(), label), self.table(options)[..., None] | is_default

@@ -350,9 +350,8 @@ def _activity_factors(space: ModelSpace, axes: int) -> Iterator[_Factor]:
     """A choice that takes no part has its default."""
     for label, activity in space.activity.items():
         if not activity.is_always():
-            is_default = np.arange(len(space.options[label])) == 0
-            allowed = activity.table(space.options)[..., None] | is_default
-            yield _Factor((*activity.labels(), label), np.zeros((axes, *allowed.shape)), allowed)
+            labels, allowed = activity.canonical(label, space.options)
+            yield _Factor(labels, np.zeros((axes, *allowed.shape)), allowed)
 
 
 def _in_range(ranges: Sequence[Range], rows: Integers) -> npt.NDArray[np.bool_]:

@@ -10,7 +10,6 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -126,11 +125,8 @@ class ModelSpace(nn.Module):
         for label, activity in self._activity.items():
             if activity.is_always():
                 continue
-            # An inactive choice counts once: at its default.
-            active = activity.table(options)[..., None]
-            is_default = np.arange(len(options[label])) == 0
-            allowed = (active | is_default).astype(object) * 1
-            factors.append(Factor((*activity.labels(), label), allowed))
+            labels, allowed = activity.canonical(label, options)
+            factors.append(Factor(labels, allowed.astype(object) * 1))
         return Counter({label: len(found) for label, found in options.items()}, factors)
 
     # ---- architectures
