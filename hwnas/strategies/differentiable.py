@@ -35,7 +35,6 @@ class DifferentiableOptions(StrategyOptions, total=False):
     penalty: Penalty | None
     arch_dataloader: Iterable[Any] | None
     arch_scheduler: ArchScheduler | None
-    log_prob_every_n_step: int
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,6 @@ class DifferentiableStrategy(Strategy):
         arch_optimizer: ``(parameters, arc_learning_rate)`` to an optimiser.
         arch_scheduler: the optimiser to a schedule of its learning rate, which goes on with each epoch
             that takes architecture steps; None: the learning rate stays.
-        log_prob_every_n_step: how often the probabilities are logged, in steps; 0: never.
         options: as in `Strategy`.
     """
 
@@ -92,7 +90,6 @@ class DifferentiableStrategy(Strategy):
         penalty: Penalty | None = None,
         arch_dataloader: Iterable[Any] | None = None,
         arch_scheduler: ArchScheduler | None = None,
-        log_prob_every_n_step: int = 0,
         **options: Unpack[StrategyOptions],
     ) -> None:
         super().__init__(**options)
@@ -106,7 +103,6 @@ class DifferentiableStrategy(Strategy):
         self.arch_dataloader = arch_dataloader
         self._make_scheduler = arch_scheduler
         self._scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
-        self.log_prob_every_n_step = log_prob_every_n_step
         self._make_optimizer = arch_optimizer
         self._logits: Logits | None = None
         self._optimizer: torch.optim.Optimizer | None = None
@@ -210,8 +206,6 @@ class DifferentiableStrategy(Strategy):
         if opens_window and trainer.current_epoch >= self.warmup_epochs:
             self._architecture_step(trainer, pl_module, batch, batch_idx)
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if self.log_prob_every_n_step and trainer.global_step % self.log_prob_every_n_step == 0:
-            self.log_probabilities(trainer)
 
     def _architecture_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, train_batch: Any, batch_idx: int

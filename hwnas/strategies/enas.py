@@ -77,7 +77,6 @@ class ENAS(SampledStrategy):
         arch_optimizer: ``(parameters, arc_learning_rate)`` to an optimiser.
         arch_scheduler: the optimiser to a schedule of its learning rate, which goes on with each epoch
             after the warm-up; None: the learning rate stays.
-        log_prob_every_n_step: how often the probabilities are logged, in steps; 0: never.
         options: as in `SampledStrategy` (`filter`, `n_candidates`, `reward_metric_name`, ...) and `Strategy`
             (`warmup_epochs`, in which the controller does not learn, `seed`, ...).
 
@@ -104,7 +103,6 @@ class ENAS(SampledStrategy):
         skip_target: float = 0.4,
         arch_optimizer: ArchOptimizer = controller_adam,
         arch_scheduler: ArchScheduler | None = None,
-        log_prob_every_n_step: int = 0,
         **options: Unpack[SampledOptions],
     ) -> None:
         super().__init__(**options)
@@ -124,7 +122,6 @@ class ENAS(SampledStrategy):
         self.update_every_n_steps = update_every_n_steps
         self.penalty = penalty
         self.arch_dataloader = arch_dataloader
-        self.log_prob_every_n_step = log_prob_every_n_step
         self._make_learner = learner
         self._learning = entropy_weight, skip_weight, baseline_decay
         self._controlling: dict[str, Any] = {
@@ -212,13 +209,6 @@ class ENAS(SampledStrategy):
         super().on_train_epoch_start(trainer, pl_module)
         if self._scheduler is not None:
             advance(self._scheduler, trainer.current_epoch - self.warmup_epochs)
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if self.log_prob_every_n_step and trainer.global_step % self.log_prob_every_n_step == 0:
-            self.log_probabilities(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

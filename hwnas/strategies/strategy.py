@@ -56,6 +56,7 @@ class StrategyOptions(TypedDict, total=False):
     recalibration_batches: int
     validate_supernet: bool
     stop_at_non_finite_loss: bool
+    log_prob_every_n_step: int
     seed: int
 
 
@@ -88,6 +89,7 @@ class Strategy(pl.Callback, ABC):
         validate_supernet: whether validation also runs the supernet (candidates are always run).
         stop_at_non_finite_loss: whether a loss that is no number ends the search with an error, before
             any weight is touched.
+        log_prob_every_n_step: how often the probabilities are logged, in steps; 0: never.
         seed: of all that the strategy draws. What is drawn at a step depends on the seed and the step
             alone; global random numbers are neither used nor moved.
 
@@ -102,6 +104,7 @@ class Strategy(pl.Callback, ABC):
         recalibration_batches: int = 10,
         validate_supernet: bool = True,
         stop_at_non_finite_loss: bool = True,
+        log_prob_every_n_step: int = 0,
         seed: int = 0,
     ) -> None:
         if warmup_epochs < 0 or recalibration_batches < 1:
@@ -113,6 +116,7 @@ class Strategy(pl.Callback, ABC):
         self.recalibration_batches = recalibration_batches
         self.validate_supernet = validate_supernet
         self.stop_at_non_finite_loss = stop_at_non_finite_loss
+        self.log_prob_every_n_step = log_prob_every_n_step
         self.seed = seed
         self._space: ModelSpace | None = None
         self._stand_ins: StandIns | None = None
@@ -264,6 +268,8 @@ class Strategy(pl.Callback, ABC):
         self._is_resumed = False
         # Ranks draw for themselves: a step of several ranks then trains several paths.
         self.space.gates = self.weight_gates(self.generator(trainer, 100 * trainer.global_rank))
+        if self.log_prob_every_n_step and trainer.global_step % self.log_prob_every_n_step == 0:
+            self._log_probabilities(trainer)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         self.check_finite(loss, trainer, "loss of the weight")
@@ -430,7 +436,7 @@ class Strategy(pl.Callback, ABC):
         for profiler in self.budget():
             pl_module.log(f"expected_{profiler.unit}", self.expected_cost(profiler), sync_dist=is_shared)
 
-    def log_probabilities(self, trainer: pl.Trainer) -> None:
+    def _log_probabilities(self, trainer: pl.Trainer) -> None:
         """Writes each option's probability to the trainer's loggers."""
         rows = {
             f"probability/{label}/{option}": float(p)
