@@ -17,6 +17,7 @@ import random
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -25,6 +26,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -164,6 +166,20 @@ class StrategyContract(ABC):
         assert _difference(started.probabilities[0], started.probabilities[1]) == 0
         moved = _difference(started.probabilities[1], strategy.probabilities())
         assert (moved > 1e-3) == self.learns
+
+    def test_answer_of_each_epoch_and_probabilities_of_some_steps_are_logged(self, tmp_path: Path) -> None:
+        logger = CSVLogger(tmp_path)
+        strategy = self.make(log_prob_every_n_step=3)
+        fit(strategy, batches=4, max_epochs=2, logger=logger, log_every_n_steps=1)
+        logger.save()
+        (found,) = tmp_path.rglob("metrics.csv")
+        header, *rows = (line.split(",") for line in found.read_text().splitlines())
+        step, chance, answer = map(header.index, ("step", "probability/op/conv", "architecture/op"))
+        assert [row[step] for row in rows if row[chance]] == ["0", "3", "6"]
+        told = [float(row[answer]) for row in rows if row[answer]]
+        assert len(told) == 2
+        assert strategy.validated is not None
+        assert told[-1] == strategy.space.options["op"].index(strategy.validated["op"])
 
     def test_schedule_stops_and_checkpoints_follow_the_subnet(self, tmp_path: Path) -> None:
         best = ModelCheckpoint(tmp_path, monitor="val_acc", mode="max", save_top_k=1)
@@ -356,6 +372,18 @@ class DifferentiableStrategyContract(StrategyContract):
 
     def within(self, profiler: Profiler, most: float) -> dict[str, Any]:
         return {"penalty": LagrangianPenalty(profiler, baseline=most)}
+
+    def test_schedule_of_the_architectures_learning_rate_goes_on_each_epoch_after_the_warm_up(self) -> None:
+        schedule = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.1)
+        strategy = self.make(arch_scheduler=schedule, warmup_epochs=1)
+        rates: list[float] = []
+
+        class Look(pl.Callback):
+            def on_train_epoch_end(self, *_: Any) -> None:
+                rates.append(strategy.policy_state()["optimizer"]["param_groups"][0]["lr"])
+
+        fit(strategy, None, Look(), max_epochs=4, batches=1)
+        assert rates == pytest.approx([rates[0], rates[0], rates[0] / 10, rates[0] / 100])
 
     def test_architectures_come_in_the_order_of_their_score(self) -> None:
         strategy = self._searched()

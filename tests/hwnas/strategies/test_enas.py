@@ -14,7 +14,6 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
@@ -472,16 +471,6 @@ def test_schedule_of_the_controllers_learning_rate_goes_on_each_epoch_after_the_
     strategy = ENAS(0.1, **FEW, arch_scheduler=schedule, warmup_epochs=1)
     fit(strategy, None, Look(), max_epochs=4)
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
-
-
-def test_probabilities_are_logged_every_few_steps(tmp_path: Path) -> None:
-    logger = CSVLogger(tmp_path)
-    fit(ENAS(**FEW, log_prob_every_n_step=3), batches=4, logger=logger, log_every_n_steps=1)
-    logger.save()
-    (found,) = tmp_path.rglob("metrics.csv")
-    header, *rows = (line.split(",") for line in found.read_text().splitlines())
-    column = header.index("probability/op/conv")
-    assert [row[header.index("step")] for row in rows if row[column]] == ["0", "3"]
 
 
 class TwoLoaders(Scored):
