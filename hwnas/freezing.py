@@ -16,7 +16,8 @@ from profilers.space import Option
 
 T = TypeVar("T")
 
-_ATOMS = (type(None), bool, int, float, str)
+_ATOMS = frozenset({type(None), bool, int, float, str})
+_CONTAINERS = frozenset({dict, OrderedDict, list, tuple, set, frozenset})
 
 _UNSET = object()
 
@@ -141,6 +142,8 @@ def contents(
 ) -> Iterator[tuple[tuple[str, ...], object]]:
     """What stands in lists, tuples, dictionaries and dataclasses, however deep, with the way to it.
 
+    Numbers, strings and None that they hold are left out, for there are many and nothing is in them.
+
     Args:
         thing: where to look; anything else is its own only content.
         keys: the way to ``thing``: indices, keys and names of fields.
@@ -157,7 +160,9 @@ def contents(
         return
     if id(thing) not in within:
         for key, item in items.items():
-            yield from contents(item, (*keys, str(key)), (*within, id(thing)))
+            kind = type(item)
+            if kind not in _ATOMS and (kind not in _CONTAINERS or item):
+                yield from contents(item, (*keys, str(key)), (*within, id(thing)))
 
 
 def _fields(thing: Any) -> dict[str, Any]:

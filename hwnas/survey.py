@@ -390,7 +390,8 @@ class _Runner:
         if self._inside_site:
             return forward(*inputs, **keywords)
         with self._unobserved():
-            call = _call(inputs, keywords, module=name)
+            with torch._C.DisableTorchFunction():  # as above
+                call = _call(inputs, keywords, module=name)
             self._note(name, call)
             own = {label: self._architecture[label] for label in self._labels[name]}
             part_key = _part_key(call, own)

@@ -61,10 +61,7 @@ def count_macs(module: nn.Module, inputs: Sequence[Tensor]) -> MacCount:
     >>> count_macs(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), [torch.zeros(1, 3, 5, 5)])
     MacCount(headline=1944, detail={'relu': 72}, uncounted={})
     """
-    # A trace records the Python stack at each of its nodes. In a thread of its own the stack is short; under
-    # the frames of a command line or of a test runner a trace takes up to half as long again.
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_counted, module, tuple(inputs)).result()
+    return _all_counted([(module, inputs)])[0]
 
 
 @final
@@ -82,7 +79,8 @@ class FlopsProfiler(Profiler):
     def __init__(self, space: Space, *example_inputs: Tensor) -> None:
         self._sites = tuple(space.sites(*example_inputs))
         parts = distinct_parts(space, self._sites)
-        self._counts = {key: count_macs(part.module, part.inputs) for key, part in parts.items()}
+        counts = _all_counted([(part.module, part.inputs) for part in parts.values()])
+        self._counts = dict(zip(parts, counts, strict=True))
         uncounted = {op: parts[key].name for key, count in self._counts.items() for op in count.uncounted}
         if uncounted:
             found = "; ".join(f"{operator} (in {name})" for operator, name in sorted(uncounted.items()))
@@ -103,7 +101,14 @@ class FlopsProfiler(Profiler):
         return MacCount(headline, dict(detail), dict(uncounted))
 
 
-def _counted(module: nn.Module, inputs: tuple[Tensor, ...]) -> MacCount:
+def _all_counted(calls: Sequence[tuple[nn.Module, Sequence[Tensor]]]) -> list[MacCount]:
+    # A trace records the Python stack at each of its nodes. In a thread of its own the stack is short; under
+    # the frames of a command line or of a test runner a trace takes up to half as long again.
+    with ThreadPoolExecutor(1) as thread:
+        return list(thread.map(_counted, *zip(*calls, strict=True)))
+
+
+def _counted(module: nn.Module, inputs: Sequence[Tensor]) -> MacCount:
     given = tuple(torch.zeros(tensor.shape, dtype=tensor.dtype) for tensor in inputs)
     named = itertools.chain(module.named_parameters(), module.named_buffers())
     tensors = {
