@@ -29,6 +29,8 @@ app = typer.Typer(
 )
 table_app = typer.Typer(help="Latency tables of devices.", no_args_is_help=True)
 app.add_typer(table_app, name="table")
+spaces_app = typer.Typer(help="Ready-made spaces.", no_args_is_help=True)
+app.add_typer(spaces_app, name="spaces")
 
 
 class Optimisation(StrEnum):
@@ -40,7 +42,9 @@ class Optimisation(StrEnum):
     disabled = "disabled"
 
 
-SpaceName = Annotated[str, typer.Option("--space", help="small-mobilenet, or my_module:MyNetwork")]
+SpaceName = Annotated[
+    str, typer.Option("--space", help="a ready-made space, NAME:small, or my_module:MyNetwork")
+]
 DataName = Annotated[str, typer.Option("--data", help="fashion-mnist, digits, or my_module:my_datamodule")]
 Threads = Annotated[int, typer.Option(min=1, help="of the ONNX Runtime session")]
 Level = Annotated[Optimisation, typer.Option(help="ONNX Runtime's graph optimisation")]
@@ -263,6 +267,34 @@ def verify(path: Annotated[Path, typer.Argument(help="an ONNX file with a certif
         verdict = "[green]holds" if result.holds else "[red]does not hold"
         console.print(f"here and now: {verdict}[/]: {result.reason}", highlight=False)
         if not result.holds:
+            raise typer.Exit(1)
+
+
+@spaces_app.command("check")
+def spaces_check() -> None:
+    """Count every published network of the ready-made spaces. Exit code 1 if one is not equal."""
+    console = Console()
+    with told_errors(console):
+        from hwnas.spaces import SPACES, conformance
+
+        printed = Table("space", "network", "multiply-adds", "parameters", "equal", "published")
+        all_equal = True
+        for space_name, space in SPACES.items():
+            for name, published in space.published.items():
+                found = conformance(space_name, space, name)
+                all_equal &= found.is_equal
+                must_be = f"[red]no[/]: {published.macs:,} and {published.params:,}"
+                said = ". ".join(filter(None, (published.reported, published.note)))
+                printed.add_row(
+                    space_name,
+                    name,
+                    f"{found.macs:,}",
+                    f"{found.params:,}",
+                    "[green]yes" if found.is_equal else must_be,
+                    escape(said),
+                )
+        console.print(printed)
+        if not all_equal:
             raise typer.Exit(1)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from hwnas.space import ModelSpace
-from hwnas.spaces import SmallMobileNet
+from hwnas.spaces import SPACES
 
-SPACES: dict[str, type[nn.Module]] = {"small-mobilenet": SmallMobileNet}
+_SMALL = ":small"
 
 
 def imported(name: str, what: str) -> Any:
@@ -38,7 +38,7 @@ def imported(name: str, what: str) -> Any:
 
 
 def load_space(name: str, num_classes: int, in_channels: int) -> ModelSpace:
-    """The space ``small-mobilenet``, or ``module:attribute``.
+    """A ready-made space by its name, in its small size by ``name:small``, or ``module:attribute``.
 
     The attribute is a class or function that is called with ``num_classes`` and ``in_channels`` and
     returns a network with choices, or a `ModelSpace`.
@@ -49,12 +49,15 @@ def load_space(name: str, num_classes: int, in_channels: int) -> ModelSpace:
     """
     if name in SPACES:
         make: Any = SPACES[name]
+    elif (ready := name.removesuffix(_SMALL)) in SPACES:
+        make = SPACES[ready].small
     elif ":" in name:
         make = imported(name, "space")
     else:
         raise ValueError(
-            f"unknown space {name!r}; there are {', '.join(SPACES)}, and my_module:MyNetwork for any "
-            "module with choices that takes num_classes and in_channels"
+            f"unknown space {name!r}; there are {', '.join(SPACES)} (each also as NAME{_SMALL}, for "
+            "images of 28x28 to 32x32), and my_module:MyNetwork for any module with choices that takes "
+            "num_classes and in_channels"
         )
     network = make(num_classes=num_classes, in_channels=in_channels)
     if isinstance(network, ModelSpace):

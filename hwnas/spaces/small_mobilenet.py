@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
 
 from hwnas.choices import LayerChoice
 from hwnas.nn import BatchNorm2d, Conv2d
+from hwnas.spaces.published import Published, published_network
 from hwnas.values import Value, ValueChoice
 
 Width = int | Value
@@ -89,6 +90,18 @@ class SmallMobileNet(nn.Module):
     >>> ModelSpace(SmallMobileNet(num_classes=10)).size
     14002632
     """
+
+    published: ClassVar[Mapping[str, Published]] = {}  # it is ours: nobody published networks of it
+
+    @classmethod
+    def small(cls, num_classes: int = 10, in_channels: int = 1) -> SmallMobileNet:
+        """It is small as it is."""
+        return cls(num_classes, in_channels)
+
+    @classmethod
+    def from_published(cls, name: str, **arguments: Any) -> nn.Module:
+        """Raises ``ValueError``: no network of this space was published."""
+        return published_network(cls, name, arguments)
 
     def __init__(
         self,

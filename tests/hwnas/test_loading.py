@@ -45,7 +45,11 @@ def test_module_in_the_working_directory_is_found(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "error", "text"),
     [
-        ("nope", ValueError, r"unknown space 'nope'; there are small-mobilenet, and my_module:MyNetwork"),
+        (
+            "nope",
+            ValueError,
+            r"unknown space 'nope'; there are small-mobilenet.*NAME:small.* and my_module:MyNetwork",
+        ),
         ("no_such_module:Net", ValueError, "space 'no_such_module:Net' cannot be imported from"),
         ("tests.hwnas.tiny_space:Nope", ValueError, "'tests.hwnas.tiny_space' .* has no 'Nope'"),
         (f"{__name__}:no_module", TypeError, r"must make a torch.nn.Module; it made a str"),

@@ -1,0 +1,111 @@
+"""Networks that were published, as architectures of the spaces that they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, Self, final
+
+import torch
+from torch import Tensor, nn
+
+from hwnas.space import ModelSpace
+from profilers import count_macs
+from profilers.space import Option
+
+
+@final
+@dataclass(frozen=True)
+class Published:
+    """One published network: where it stands in its space, and what was said and counted of it.
+
+    Attributes:
+        architecture: its options in the space that the class makes with ``arguments``.
+        input_shape: of one image, channels x height x width, for which it was counted.
+        macs: multiply-adds of its convolutions and linear layers, biases apart, counted on the authors' code.
+        params: its learnable parameters, counted likewise.
+        reported: the published figures, as they are printed.
+        source: where the architecture and the counts come from.
+        arguments: of the class, where they are not the defaults: widths, stems, resolutions.
+        note: why the published figures are not those that were counted, where they are not.
+    """
+
+    architecture: Mapping[str, Option]
+    input_shape: tuple[int, int, int]
+    macs: int
+    params: int
+    reported: str
+    source: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+
+class ReadyMadeSpace(Protocol):
+    """What every class of `hwnas.spaces` has besides being a network with choices."""
+
+    published: ClassVar[Mapping[str, Published]]
+    """By the paper's name, in lower case."""
+
+    def __init__(self, *, num_classes: int, in_channels: int) -> None: ...
+
+    @classmethod
+    def small(cls, num_classes: int = 10, in_channels: int = 1) -> Self:
+        """The same choices at a size for images of 28x28 to 32x32."""
+        ...
+
+    @classmethod
+    def from_published(cls, name: str, **arguments: Any) -> nn.Module:
+        """The plain network of that name, with new weights."""
+        ...
+
+
+def published_network(space: type[Any], name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """The plain network that a class has under ``published[name]``, with new weights.
+
+    Args:
+        space: a class of `hwnas.spaces`.
+        name: of the network.
+        arguments: of the class, over those that the network was published with: ``num_classes`` and such.
+
+    Raises:
+        ValueError: there is no network of that name.
+    """
+    known: Mapping[str, Published] = space.published
+    if name not in known:
+        raise ValueError(f"{space.__name__} has no published network {name!r}; it has {', '.join(known)}")
+    found = known[name]
+    made = ModelSpace(space(**{**found.arguments, **arguments}))
+    return made.freeze(made.validate(found.architecture))
+
+
+@final
+@dataclass(frozen=True)
+class Conformance:
+    """A published network, counted here.
+
+    Attributes:
+        space: name of the space.
+        name: of the network.
+        macs, params: as counted here.
+        published: what they have to equal.
+    """
+
+    space: str
+    name: str
+    macs: int
+    params: int
+    published: Published
+
+    @property
+    def is_equal(self) -> bool:
+        return (self.macs, self.params) == (self.published.macs, self.published.params)
+
+
+def conformance(space_name: str, space: type[Any], name: str) -> Conformance:
+    """Builds a published network on the ``meta`` device and counts it."""
+    published: Published = space.published[name]
+    with torch.device("meta"):
+        network = published_network(space, name, {})
+        image: Tensor = torch.empty(1, *published.input_shape)
+    params = sum(parameter.numel() for parameter in network.parameters())
+    return Conformance(space_name, name, count_macs(network, [image]).headline, params, published)
