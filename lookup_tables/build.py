@@ -28,7 +28,7 @@ Progress = Callable[[str, int, int], None]
 Which = tuple[str, str]  # what a measurement is of: its kind, and a key
 
 _SCHEMA = "hwnas table being built, version 1"
-_METHOD = "isolated"
+METHOD = "isolated"
 _OVERHEAD = ("overhead", "empty model")  # what a session costs that does nothing: every entry holds it once
 _TURNS = ("subnet 1", "subnet 2")
 _LEAST_US = 0.05  # an entry that is no dearer than the session's overhead still is an entry
@@ -169,7 +169,7 @@ def _finished(path: Path, space: str, settings: SessionSettings) -> LookupTable:
     for what, theirs, ours in (
         ("settings", table.settings, settings),
         ("space", table.space, space),
-        ("method", table.protocol["method"], _METHOD),
+        ("method", table.protocol["method"], METHOD),
     ):
         if theirs != ours:
             differences.append(f"{what}: {theirs} against {ours}")
@@ -195,7 +195,7 @@ class _Journal:
         if not self._path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             facts = {"device": self.device.to_json(), "settings": settings.to_json()}
-            self._append({"schema": _SCHEMA, "space": space, "method": _METHOD, **facts})
+            self._append({"schema": _SCHEMA, "space": space, "method": METHOD, **facts})
 
     def add(self, kind: str, key: str, measured: Measurement) -> None:
         self._append({"kind": kind, "key": key, **asdict(measured)})
@@ -234,7 +234,7 @@ class _Journal:
 
     def _differences(self, header: Mapping[str, Any], space: str) -> list[str]:
         then = DeviceFingerprint.from_json(header["device"])
-        here = {"schema": _SCHEMA, "space": space, "method": _METHOD, "settings": self.settings.to_json()}
+        here = {"schema": _SCHEMA, "space": space, "method": METHOD, "settings": self.settings.to_json()}
         return then.differences(self.device) + [
             f"{what}: {header[what]} against {ours}" for what, ours in here.items() if header[what] != ours
         ]
@@ -389,7 +389,7 @@ def assemble_table(
         date=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         device=device,
         settings=settings,
-        protocol={"method": _METHOD, "clock": clock or settings.clock, "overhead_us": overhead},
+        protocol={"method": METHOD, "clock": clock or settings.clock, "overhead_us": overhead},
         entries=entries,
         subnets=tuple(subnets.values()),
         calibration=calibrate(sums, counts, means, least),
