@@ -1,6 +1,7 @@
 """What an architecture costs, before it is built; penalties and filters on that cost."""
 
 from profilers.cost import Cost, CostTable
+from profilers.fit import fit_cost
 from profilers.flops import FlopsProfiler, MacCount, count_macs
 from profilers.latency import LatencyProfiler
 from profilers.params import ParamsProfiler, count_parameters
@@ -40,6 +41,7 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "distinct_parts",
+    "fit_cost",
     "minimise",
     "parts_of",
 ]
