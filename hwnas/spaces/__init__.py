@@ -3,12 +3,27 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hwnas.spaces.fbnet import FBNet
+from hwnas.spaces.proxyless_nas import ProxylessNAS
 from hwnas.spaces.published import Conformance, Published, conformance
+from hwnas.spaces.shufflenet_v2 import ShuffleNetV2
 from hwnas.spaces.small_mobilenet import SmallMobileNet
 
 SPACES: Mapping[str, type[Any]] = {
+    "fbnet": FBNet,
+    "proxylessnas": ProxylessNAS,
+    "shufflenet-v2": ShuffleNetV2,
     "small-mobilenet": SmallMobileNet,
 }
 """Every ready-made space by the name that the command line knows it by."""
 
-__all__ = ["SPACES", "Conformance", "Published", "SmallMobileNet", "conformance"]
+__all__ = [
+    "SPACES",
+    "Conformance",
+    "FBNet",
+    "ProxylessNAS",
+    "Published",
+    "ShuffleNetV2",
+    "SmallMobileNet",
+    "conformance",
+]
