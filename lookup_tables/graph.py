@@ -22,6 +22,15 @@ _VIEWS = {
     "aten::unsqueeze",
     "aten::expand",
 }
+# Their kernels on `meta` are decompositions in Python: up to 3 ms a call, for a shape that is known.
+_LIKE_INPUT = {
+    torch.ops.aten.gelu.default,
+    torch.ops.aten.hardsigmoid.default,
+    torch.ops.aten.hardswish.default,
+    torch.ops.aten.hardtanh.default,
+    torch.ops.aten.relu.default,
+}
+_IN_PLACE = {torch.ops.aten.hardswish_.default, torch.ops.aten.hardtanh_.default}
 
 
 @dataclass(frozen=True)
@@ -85,8 +94,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
     ) -> Any:
         line = f"{func.name().split('.')[0]}({self._text(args)}, {self._text(kwargs or {})})"
         if func is torch.ops.aten.native_batch_norm.default and args[0].is_meta and not args[5]:
-            # Its meta kernel is a decomposition in Python: 3 ms a call, for a shape that is known.
+            # As those above.
             output: Any = (torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0))
+        elif func in _LIKE_INPUT and args[0].is_meta:
+            output = torch.empty_like(args[0])
+        elif func in _IN_PLACE and args[0].is_meta:
+            output = args[0]
         else:
             output = func(*args, **(kwargs or {}))
         self.lines.append(f"{line} -> {self._text(output)}")
