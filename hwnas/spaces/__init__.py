@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hwnas.spaces.fbnet import FBNet
+from hwnas.spaces.mobilenet_v3 import MobileNetV3
 from hwnas.spaces.proxyless_nas import ProxylessNAS
 from hwnas.spaces.published import Conformance, Published, conformance
 from hwnas.spaces.shufflenet_v2 import ShuffleNetV2
@@ -11,6 +12,7 @@ from hwnas.spaces.small_mobilenet import SmallMobileNet
 
 SPACES: Mapping[str, type[Any]] = {
     "fbnet": FBNet,
+    "mobilenet-v3": MobileNetV3,
     "proxylessnas": ProxylessNAS,
     "shufflenet-v2": ShuffleNetV2,
     "small-mobilenet": SmallMobileNet,
@@ -21,6 +23,7 @@ __all__ = [
     "SPACES",
     "Conformance",
     "FBNet",
+    "MobileNetV3",
     "ProxylessNAS",
     "Published",
     "ShuffleNetV2",
