@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hwnas.spaces.nas_bench_201 import NASBench201
 from hwnas.spaces.published import Conformance, Published, conformance
 from hwnas.spaces.small_mobilenet import SmallMobileNet
 
 SPACES: Mapping[str, type[Any]] = {
+    "nas-bench-201": NASBench201,
     "small-mobilenet": SmallMobileNet,
 }
 """Every ready-made space by the name that the command line knows it by."""
 
-__all__ = ["SPACES", "Conformance", "Published", "SmallMobileNet", "conformance"]
+__all__ = ["SPACES", "Conformance", "NASBench201", "Published", "SmallMobileNet", "conformance"]
