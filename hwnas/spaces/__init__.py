@@ -5,6 +5,7 @@ from typing import Any
 
 from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.mobilenet_v3 import MobileNetV3
+from hwnas.spaces.nas_bench_201 import NASBench201
 from hwnas.spaces.proxyless_nas import ProxylessNAS
 from hwnas.spaces.published import Conformance, Published, conformance
 from hwnas.spaces.shufflenet_v2 import ShuffleNetV2
@@ -13,6 +14,7 @@ from hwnas.spaces.small_mobilenet import SmallMobileNet
 SPACES: Mapping[str, type[Any]] = {
     "fbnet": FBNet,
     "mobilenet-v3": MobileNetV3,
+    "nas-bench-201": NASBench201,
     "proxylessnas": ProxylessNAS,
     "shufflenet-v2": ShuffleNetV2,
     "small-mobilenet": SmallMobileNet,
@@ -24,6 +26,7 @@ __all__ = [
     "Conformance",
     "FBNet",
     "MobileNetV3",
+    "NASBench201",
     "ProxylessNAS",
     "Published",
     "ShuffleNetV2",
