@@ -1,6 +1,7 @@
 """What an architecture costs, before it is built; penalties and filters on that cost."""
 
 from profilers.cost import Cost, CostTable
+from profilers.fbnet_penalty import FBNetPenalty
 from profilers.flops import FlopsProfiler, MacCount, count_macs
 from profilers.latency import LatencyProfiler
 from profilers.params import ParamsProfiler, count_parameters
@@ -20,6 +21,7 @@ __all__ = [
     "Cost",
     "CostTable",
     "ExpectationProfilerPenalty",
+    "FBNetPenalty",
     "FlopsProfiler",
     "LagrangianPenalty",
     "LatencyProfiler",
