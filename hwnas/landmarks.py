@@ -63,7 +63,7 @@ class NormalisedMeanError(Metric):
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
         shape = (-1, self.points, 2)
-        found = predictions[:, : 2 * self.points].reshape(shape)
+        found = predictions[:, : 2 * self.points].detach().reshape(shape)
         wanted = targets[:, : 2 * self.points].reshape(shape)
         first, second = (wanted[:, eye] for eye in self.eyes)
         unit = torch.linalg.vector_norm(first - second, dim=1)
