@@ -2,6 +2,7 @@
 
 from profilers.cost import Cost, CostTable
 from profilers.fit import fit_cost
+from profilers.fbnet_penalty import FBNetPenalty
 from profilers.flops import FlopsProfiler, MacCount, count_macs
 from profilers.latency import LatencyProfiler
 from profilers.params import ParamsProfiler, count_parameters
@@ -22,6 +23,7 @@ __all__ = [
     "Cost",
     "CostTable",
     "ExpectationProfilerPenalty",
+    "FBNetPenalty",
     "FlopsProfiler",
     "LagrangianPenalty",
     "LatencyProfiler",

@@ -7,6 +7,7 @@ from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.mobilenet_v3 import MobileNetV3
 from hwnas.spaces.nas_bench_201 import NASBench201
 from hwnas.spaces.proxyless_nas import ProxylessNAS
+from hwnas.spaces.pfld import PFLD
 from hwnas.spaces.published import Conformance, Published, conformance
 from hwnas.spaces.shufflenet_v2 import ShuffleNetV2
 from hwnas.spaces.small_mobilenet import SmallMobileNet
@@ -17,6 +18,7 @@ SPACES: Mapping[str, type[Any]] = {
     "nas-bench-201": NASBench201,
     "proxylessnas": ProxylessNAS,
     "shufflenet-v2": ShuffleNetV2,
+    "pfld": PFLD,
     "small-mobilenet": SmallMobileNet,
 }
 """Every ready-made space by the name that the command line knows it by."""
@@ -33,3 +35,4 @@ __all__ = [
     "SmallMobileNet",
     "conformance",
 ]
+__all__ = ["PFLD", "SPACES", "Conformance", "Published", "SmallMobileNet", "conformance"]
