@@ -1,8 +1,8 @@
 """What an architecture costs, before it is built; penalties and filters on that cost."""
 
 from profilers.cost import Cost, CostTable
-from profilers.fit import fit_cost
 from profilers.fbnet_penalty import FBNetPenalty
+from profilers.fit import fit_cost
 from profilers.flops import FlopsProfiler, MacCount, count_macs
 from profilers.latency import LatencyProfiler
 from profilers.params import ParamsProfiler, count_parameters

@@ -6,8 +6,8 @@ from typing import Any
 from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.mobilenet_v3 import MobileNetV3
 from hwnas.spaces.nas_bench_201 import NASBench201
-from hwnas.spaces.proxyless_nas import ProxylessNAS
 from hwnas.spaces.pfld import PFLD
+from hwnas.spaces.proxyless_nas import ProxylessNAS
 from hwnas.spaces.published import Conformance, Published, conformance
 from hwnas.spaces.shufflenet_v2 import ShuffleNetV2
 from hwnas.spaces.small_mobilenet import SmallMobileNet
