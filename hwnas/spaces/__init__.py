@@ -16,14 +16,15 @@ SPACES: Mapping[str, type[Any]] = {
     "fbnet": FBNet,
     "mobilenet-v3": MobileNetV3,
     "nas-bench-201": NASBench201,
+    "pfld": PFLD,
     "proxylessnas": ProxylessNAS,
     "shufflenet-v2": ShuffleNetV2,
-    "pfld": PFLD,
     "small-mobilenet": SmallMobileNet,
 }
 """Every ready-made space by the name that the command line knows it by."""
 
 __all__ = [
+    "PFLD",
     "SPACES",
     "Conformance",
     "FBNet",
@@ -35,4 +36,3 @@ __all__ = [
     "SmallMobileNet",
     "conformance",
 ]
-__all__ = ["PFLD", "SPACES", "Conformance", "Published", "SmallMobileNet", "conformance"]
