@@ -7,6 +7,7 @@ from lookup_tables.device import DeviceFingerprint, fingerprint
 from lookup_tables.export import to_onnx
 from lookup_tables.graph import ExecutedGraph, executed_graph
 from lookup_tables.measure import LatencyReading, Measurement, measure, measure_latency
+from lookup_tables.published import BlockTable, OperatorTable
 from lookup_tables.remote import SshDevice
 from lookup_tables.session import SessionSettings
 from lookup_tables.table import Accuracy, Calibration, Entry, LookupTable, MissingEntryError, Subnet
@@ -14,6 +15,7 @@ from lookup_tables.table import Accuracy, Calibration, Entry, LookupTable, Missi
 __all__ = [
     "Accuracy",
     "AdbDevice",
+    "BlockTable",
     "Calibration",
     "DeviceFingerprint",
     "Entry",
@@ -23,6 +25,7 @@ __all__ = [
     "LookupTable",
     "Measurement",
     "MissingEntryError",
+    "OperatorTable",
     "OtherDevice",
     "SessionSettings",
     "SshDevice",
