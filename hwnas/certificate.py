@@ -178,7 +178,7 @@ def verify(path: Path) -> Verification:
     """
     certificate = Certificate.load(path)
     settings = SessionSettings.from_json(certificate.runtime["session"])
-    differences = DeviceFingerprint.from_json(certificate.device).differences(fingerprint())
+    differences = DeviceFingerprint.from_json(certificate.device).differences(fingerprint(settings.runtime))
     reading = patient_reading(path, settings)
     holds, reason = judge(reading, certificate.budget_ms)
     return Verification(certificate, reading, holds, reason, differences)

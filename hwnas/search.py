@@ -236,7 +236,7 @@ class Search:
 
     def _other_device(self) -> list[str]:
         """What makes the table's device another one than this machine."""
-        return self.latency.table.device.differences(fingerprint())
+        return self.latency.table.device.differences(fingerprint(self._session.runtime))
 
     @property
     def _certificate_path(self) -> Path:
@@ -488,7 +488,7 @@ class Search:
             data=self._facts.name,
             strategy=self.settings.strategy,
             seed=self.settings.seed,
-            device=fingerprint().to_json(),
+            device=fingerprint(self._session.runtime).to_json(),
             runtime=runtime_facts(self._session),
             date=now(),
         )
