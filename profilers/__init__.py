@@ -13,6 +13,7 @@ from profilers.penalty import (
 )
 from profilers.profile import Meter, Profiler, build_cost, distinct_parts, parts_of
 from profilers.program import minimise
+from profilers.published import PublishedLatencyProfiler
 from profilers.space import Architecture, Option, Part, Site, Space
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Part",
     "Penalty",
     "Profiler",
+    "PublishedLatencyProfiler",
     "RangeProfilerFilter",
     "SampleProfilerPenalty",
     "Site",
