@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hwnas.spaces.darts_cells import DARTSCells
 from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.mobilenet_v3 import MobileNetV3
 from hwnas.spaces.nas_bench_201 import NASBench201
@@ -13,6 +14,7 @@ from hwnas.spaces.shufflenet_v2 import ShuffleNetV2
 from hwnas.spaces.small_mobilenet import SmallMobileNet
 
 SPACES: Mapping[str, type[Any]] = {
+    "darts-cells": DARTSCells,
     "fbnet": FBNet,
     "mobilenet-v3": MobileNetV3,
     "nas-bench-201": NASBench201,
@@ -27,6 +29,7 @@ __all__ = [
     "PFLD",
     "SPACES",
     "Conformance",
+    "DARTSCells",
     "FBNet",
     "MobileNetV3",
     "NASBench201",
