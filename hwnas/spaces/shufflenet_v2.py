@@ -181,10 +181,11 @@ class ShuffleNetV2(nn.Module):
         self.classifier = Classifier(widths[-1], num_classes, dropout, bias=False)
 
     @classmethod
-    def small(cls, num_classes: int = 10, in_channels: int = 1) -> ShuffleNetV2:
+    def small(
+        cls, num_classes: int = 10, in_channels: int = 1, ratios: Sequence[float] = (0.5, 1.0, 1.5)
+    ) -> ShuffleNetV2:
         """Two narrow stages, 28x28 to 4x4: (4 * 3)^5 = 248,832 networks."""
-        widths, ratios = (16, 48, 96, 192), (0.5, 1.0, 1.5)
-        return cls(num_classes, in_channels, widths, layers=(2, 3), ratios=ratios)
+        return cls(num_classes, in_channels, (16, 48, 96, 192), layers=(2, 3), ratios=ratios)
 
     @classmethod
     def from_published(cls, name: str, **arguments: Any) -> nn.Module:
