@@ -42,9 +42,9 @@ _WORKER = Path(__file__).with_name("worker.py")
 
 _CHUNK = 24  # models a worker process
 _SEGMENT = 8  # models between two looks at the reference
-_WARMUPS = 4
-_SAMPLES = 7  # a session
-_SAMPLE_SECONDS = 0.001
+WARMUPS = 4
+SAMPLES = 7  # a session
+SAMPLE_SECONDS = 0.001
 
 _REFERENCE_MOVED = 0.04  # a round whose reference is further than this from its median is dropped
 _LONGEST = 2  # times the rounds that were asked, while rounds are dropped
@@ -199,7 +199,7 @@ def in_worker(
 
         def visit(key: str | None) -> Sequence[float]:
             name = "the reference model" if key is None else f"model '{key}'"
-            return worker.measure(paths[key], name, _SAMPLES)
+            return worker.measure(paths[key], name, SAMPLES)
 
         yield visit
 
@@ -343,8 +343,8 @@ class _Worker:
             "optimisation": settings.optimisation,
             "clock": settings.clock,
             "seed": seed,
-            "warmups": _WARMUPS,
-            "sample_seconds": _SAMPLE_SECONDS,
+            "warmups": WARMUPS,
+            "sample_seconds": SAMPLE_SECONDS,
         }
         self._errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed in __exit__
         self.process = subprocess.Popen(
