@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from hwnas.alike import description
 from hwnas.choices import Branching, Condition, InputChoice
 from hwnas.freezing import Freezer
 from hwnas.liveness import Event, liveness, needed
@@ -372,9 +373,7 @@ class _Runner:
         self._with_memory = with_memory
         self._modules = dict(self._plain.named_modules())
         self._labels = {name: _value_labels(module) for name, module in self._modules.items()}
-        # Of modules that are made alike, the first stands for all: what one executes, each of them does.
-        self._alike: dict[Any, str] = {}
-        self._first: dict[str, str] = {}
+        self._alike: dict[str, object] = {}
         self._parts: dict[tuple[Any, ...], Part] = {}
         self._graphs: dict[tuple[Any, ...], ExecutedGraph] = {}
         self._calls: dict[tuple[Any, ...], _Call] = {}
@@ -450,12 +449,13 @@ class _Runner:
         return replace(self._parts[key], memory=call.memory) if call.memory else self._parts[key]
 
     def _part_key(self, call: _Call, own: Mapping[str, Option]) -> tuple[Any, ...]:
-        name = call.module
-        if name is None:
-            return call.function, call.signature, tuple(own.items())
-        if name not in self._first:
-            self._first[name] = self._alike.setdefault(_made(self._modules[name]), name)
-        return self._first[name], call.signature, tuple(own.items())
+        """Equal for calls that are one part: layers that are alike are looked at once."""
+        if call.module is None:
+            return call.function, call.signature
+        if call.module not in self._alike:
+            described = description(self._modules[call.module], self._labels[call.module])
+            self._alike[call.module] = call.module if described is None else described
+        return self._alike[call.module], call.signature, tuple(own.values())
 
     def _frozen(self, call: _Call, own: Mapping[str, Option]) -> tuple[nn.Module, str]:
         if call.module is None:
@@ -602,31 +602,6 @@ def _call(
     shapes = ", ".join(f"{str(t.dtype)[6:]}{list(t.shape)}" for t in tensors)
     name = f"{_function_name(function)} " if function else ""
     return _Call(f"{name}{template} {words} {shapes}", template, tuple(tensors), words, module, function)
-
-
-def _made(module: nn.Module) -> Any:
-    """All that a module is made of, but for the values of its tensors: equal for modules that execute alike.
-
-    Numbers, names and shapes are compared; any other object is equal to itself alone.
-    """
-    parts = ((name, _compared(held)) for name, held in vars(module).items())
-    return type(module), tuple(part for part in parts if part[1] != ())
-
-
-def _compared(thing: Any) -> Any:
-    if isinstance(thing, nn.Module):
-        return _made(thing)
-    if isinstance(thing, Tensor):
-        return type(thing), thing.shape, thing.dtype
-    if type(thing) in (dict, OrderedDict):
-        return tuple((key, _compared(item)) for key, item in thing.items())
-    if type(thing) in (list, tuple, torch.Size):
-        return type(thing), tuple(map(_compared, thing))
-    if type(thing) is set and not thing:
-        return ()
-    if type(thing) in (bool, int, float, str, type(None)):
-        return type(thing), thing
-    return id(thing)
 
 
 def _emptied(thing: Any, tensors: list[Tensor]) -> Any:
