@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,15 +22,43 @@ _VIEWS = {
     "aten::unsqueeze",
     "aten::expand",
 }
-# Their kernels on `meta` are decompositions in Python: up to 3 ms a call, for a shape that is known.
-_LIKE_INPUT = {
-    torch.ops.aten.gelu.default,
-    torch.ops.aten.hardsigmoid.default,
-    torch.ops.aten.hardswish.default,
-    torch.ops.aten.hardtanh.default,
-    torch.ops.aten.relu.default,
+
+
+def _like_input(given: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(given)
+
+
+def _itself(given: Tensor, *others: Any) -> Tensor:
+    return given
+
+
+def _batch_norm(given: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(given), given.new_empty(0), given.new_empty(0)
+
+
+def _layer_norm(given: Tensor, shape: Sequence[int], *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    kept = (*given.shape[: -len(shape)], *(1 for _ in shape))
+    return torch.empty_like(given), given.new_empty(kept), given.new_empty(kept)
+
+
+def _product(bias: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    return left.new_empty(left.shape[0], right.shape[1])
+
+
+# What operators return on `meta` whose kernels there are decompositions in Python, up to 3 ms a call, for
+# shapes that are known.
+_ON_META: Mapping[Any, Callable[..., Any]] = {
+    torch.ops.aten.addmm.default: _product,
+    torch.ops.aten.gelu.default: _like_input,
+    torch.ops.aten.hardsigmoid.default: _like_input,
+    torch.ops.aten.hardswish.default: _like_input,
+    torch.ops.aten.hardswish_.default: _itself,
+    torch.ops.aten.hardtanh.default: _like_input,
+    torch.ops.aten.hardtanh_.default: _itself,
+    torch.ops.aten.native_batch_norm.default: _batch_norm,
+    torch.ops.aten.native_layer_norm.default: _layer_norm,
+    torch.ops.aten.relu.default: _like_input,
 }
-_IN_PLACE = {torch.ops.aten.hardswish_.default, torch.ops.aten.hardtanh_.default}
 
 
 @dataclass(frozen=True)
@@ -93,13 +121,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         line = f"{func.name().split('.')[0]}({self._text(args)}, {self._text(kwargs or {})})"
-        if func is torch.ops.aten.native_batch_norm.default and args[0].is_meta and not args[5]:
-            # As those above.
-            output: Any = (torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0))
-        elif func in _LIKE_INPUT and args[0].is_meta:
-            output = torch.empty_like(args[0])
-        elif func in _IN_PLACE and args[0].is_meta:
-            output = args[0]
+        is_known = func in _ON_META and not kwargs and args[0].is_meta
+        if is_known and not (func is torch.ops.aten.native_batch_norm.default and args[5]):  # in training
+            output: Any = _ON_META[func](*args)
         else:
             output = func(*args, **(kwargs or {}))
         self.lines.append(f"{line} -> {self._text(output)}")
