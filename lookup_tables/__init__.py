@@ -5,11 +5,13 @@ from lookup_tables.device import DeviceFingerprint, fingerprint
 from lookup_tables.export import to_onnx
 from lookup_tables.graph import ExecutedGraph, executed_graph
 from lookup_tables.measure import LatencyReading, Measurement, measure, measure_latency
+from lookup_tables.published import BlockTable, OperatorTable
 from lookup_tables.session import SessionSettings
 from lookup_tables.table import Accuracy, Calibration, Entry, LookupTable, MissingEntryError, Subnet
 
 __all__ = [
     "Accuracy",
+    "BlockTable",
     "Calibration",
     "DeviceFingerprint",
     "Entry",
@@ -19,6 +21,7 @@ __all__ = [
     "LookupTable",
     "Measurement",
     "MissingEntryError",
+    "OperatorTable",
     "SessionSettings",
     "Subnet",
     "SubnetSource",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from lookup_tables.operators import run_operator
 
 # They change how memory is read, not what is in it: no runtime spends time on them.
 _VIEWS = {
@@ -21,43 +23,6 @@ _VIEWS = {
     "aten::squeeze",
     "aten::unsqueeze",
     "aten::expand",
-}
-
-
-def _like_input(given: Tensor, *others: Any) -> Tensor:
-    return torch.empty_like(given)
-
-
-def _itself(given: Tensor, *others: Any) -> Tensor:
-    return given
-
-
-def _batch_norm(given: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(given), given.new_empty(0), given.new_empty(0)
-
-
-def _layer_norm(given: Tensor, shape: Sequence[int], *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    kept = (*given.shape[: -len(shape)], *(1 for _ in shape))
-    return torch.empty_like(given), given.new_empty(kept), given.new_empty(kept)
-
-
-def _product(bias: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    return left.new_empty(left.shape[0], right.shape[1])
-
-
-# What operators return on `meta` whose kernels there are decompositions in Python, up to 3 ms a call, for
-# shapes that are known.
-_ON_META: Mapping[Any, Callable[..., Any]] = {
-    torch.ops.aten.addmm.default: _product,
-    torch.ops.aten.gelu.default: _like_input,
-    torch.ops.aten.hardsigmoid.default: _like_input,
-    torch.ops.aten.hardswish.default: _like_input,
-    torch.ops.aten.hardswish_.default: _itself,
-    torch.ops.aten.hardtanh.default: _like_input,
-    torch.ops.aten.hardtanh_.default: _itself,
-    torch.ops.aten.native_batch_norm.default: _batch_norm,
-    torch.ops.aten.native_layer_norm.default: _layer_norm,
-    torch.ops.aten.relu.default: _like_input,
 }
 
 
@@ -121,11 +86,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         line = f"{func.name().split('.')[0]}({self._text(args)}, {self._text(kwargs or {})})"
-        is_known = func in _ON_META and not kwargs and args[0].is_meta
-        if is_known and not (func is torch.ops.aten.native_batch_norm.default and args[5]):  # in training
-            output: Any = _ON_META[func](*args)
-        else:
-            output = func(*args, **(kwargs or {}))
+        output = run_operator(func, args, kwargs or {})
         self.lines.append(f"{line} -> {self._text(output)}")
         return output
 

@@ -1,6 +1,8 @@
 """What an architecture costs, before it is built; penalties and filters on that cost."""
 
 from profilers.cost import Cost, CostTable
+from profilers.fbnet_penalty import FBNetPenalty
+from profilers.fit import fit_cost
 from profilers.flops import FlopsProfiler, MacCount, count_macs
 from profilers.latency import LatencyProfiler
 from profilers.params import ParamsProfiler, count_parameters
@@ -13,6 +15,7 @@ from profilers.penalty import (
 )
 from profilers.profile import Meter, Profiler, build_cost, distinct_parts, parts_of
 from profilers.program import minimise
+from profilers.published import PublishedLatencyProfiler
 from profilers.space import Architecture, Option, Part, Site, Space
 
 __all__ = [
@@ -20,6 +23,7 @@ __all__ = [
     "Cost",
     "CostTable",
     "ExpectationProfilerPenalty",
+    "FBNetPenalty",
     "FlopsProfiler",
     "LagrangianPenalty",
     "LatencyProfiler",
@@ -30,6 +34,7 @@ __all__ = [
     "Part",
     "Penalty",
     "Profiler",
+    "PublishedLatencyProfiler",
     "RangeProfilerFilter",
     "SampleProfilerPenalty",
     "Site",
@@ -38,6 +43,7 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "distinct_parts",
+    "fit_cost",
     "minimise",
     "parts_of",
 ]
