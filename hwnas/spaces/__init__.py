@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hwnas.spaces.autoformer import AutoFormer
 from hwnas.spaces.darts_cells import DARTSCells
 from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.mobilenet_v3 import MobileNetV3
@@ -15,6 +16,7 @@ from hwnas.spaces.small_mobilenet import SmallMobileNet
 
 SPACES: Mapping[str, type[Any]] = {
     "darts-cells": DARTSCells,
+    "autoformer": AutoFormer,
     "fbnet": FBNet,
     "mobilenet-v3": MobileNetV3,
     "nas-bench-201": NASBench201,
@@ -28,6 +30,7 @@ SPACES: Mapping[str, type[Any]] = {
 __all__ = [
     "PFLD",
     "SPACES",
+    "AutoFormer",
     "Conformance",
     "DARTSCells",
     "FBNet",
