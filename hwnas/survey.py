@@ -146,6 +146,7 @@ class _ParameterSite:
         self._module = module
         self._paths = [] if any(not path for path in paths) else paths
         self._own = _value_labels(module)
+        self._parts: dict[tuple[Option, ...], Part] = {}
         on_paths = (label for path in self._paths for condition in path for label in condition.labels)
         self.labels: tuple[str, ...] = tuple(dict.fromkeys((*on_paths, *self._own)))
 
@@ -153,17 +154,22 @@ class _ParameterSite:
         if self._paths and not any(all(c.holds(architecture) for c in path) for path in self._paths):
             return None
         own = {label: architecture[label] for label in self._own}
-        frozen = Freezer(own)(self._module)
-        key = f"{self.name} {sorted(own.items())}"
-        return Part(self.name, key, frozen, (), is_free=next(frozen.parameters(), None) is None)
+        options = tuple(own.values())
+        if options not in self._parts:
+            frozen = Freezer(own)(self._module)
+            key = f"{self.name} {sorted(own.items())}"
+            is_free = next(frozen.parameters(), None) is None
+            self._parts[options] = Part(self.name, key, frozen, (), is_free)
+        return self._parts[options]
 
 
 def _walk(
     module: nn.Module, name: str, path: tuple[Condition, ...]
 ) -> Iterator[tuple[str, nn.Module, tuple[Condition, ...]]]:
-    """The outermost modules without branches, and what other modules hold of their own."""
+    """The outermost modules without branches, if they hold parameters, and what others hold of their own."""
     if not _has_branches(module):
-        yield name, module, path
+        if next(module.parameters(), None) is not None:
+            yield name, module, path
         return
     bare = nn.ParameterList(parameter for parameter in module.parameters(recurse=False))
     if len(bare):

@@ -2,6 +2,7 @@
 
 from profilers.cost import Cost, CostTable
 from profilers.fbnet_penalty import FBNetPenalty
+from profilers.fit import fit_cost
 from profilers.flops import FlopsProfiler, MacCount, count_macs
 from profilers.latency import LatencyProfiler
 from profilers.params import ParamsProfiler, count_parameters
@@ -42,6 +43,7 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "distinct_parts",
+    "fit_cost",
     "minimise",
     "parts_of",
 ]
