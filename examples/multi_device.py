@@ -100,7 +100,7 @@ for axis, title, shown, low, high in (
     (axes[0], "cost, % of the device's budget", cost, 50, 150),
     (axes[1], "points of accuracy lost", regret, -5, 5),
 ):
-    axis.imshow(shown.clip(low, high), cmap="RdYlGn_r", vmin=low, vmax=high)
+    axis.imshow(shown.clip(low, high), cmap="RdYlGn_r", vmin=low, vmax=high, alpha=0.7)
     axis.set(title=title, xlabel="runs on", ylabel="winner of")
     axis.set_xticks(range(len(names)), names)
     axis.set_yticks(range(len(names)), names)

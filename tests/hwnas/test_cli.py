@@ -23,7 +23,7 @@ def call(*arguments: object):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["search", "--space", "nope"], "unknown space 'nope'; there are small-mobilenet"),
+        (["search", "--space", "nope"], "unknown space 'nope'; there are "),
         (["search", "--data", "nope"], "unknown data 'nope'; there are fashion-mnist, digits"),
         (
             ["search", "--strategy", "nope"],
