@@ -467,7 +467,7 @@ class _Runner:
                 key = self._note(name, call)
                 if self._with_memory:
                     self.part(call, {})
-                    is_free = self._graphs[_part_key(call, {})].is_free
+                    is_free = self._graphs[self._part_key(call, {})].is_free
                     self._events.append(Event(key, _tensors((inputs, keywords)), _tensors(output), is_free))
             return output
 
