@@ -42,11 +42,31 @@ class Optimisation(StrEnum):
     disabled = "disabled"
 
 
+class Runtime(StrEnum):
+    """What runs the files."""
+
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+
+
+class Precision(StrEnum):
+    """What the files compute in."""
+
+    fp32 = "fp32"
+    int8 = "int8"
+
+
 SpaceName = Annotated[
     str, typer.Option("--space", help="a ready-made space, NAME:small, or my_module:MyNetwork")
 ]
-DataName = Annotated[str, typer.Option("--data", help="fashion-mnist, digits, or my_module:my_datamodule")]
-Threads = Annotated[int, typer.Option(min=1, help="of the ONNX Runtime session")]
+DataName = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="fashion-mnist, digits, cifar10, cifar100, imagenet-folder, or my_module:my_datamodule",
+    ),
+]
+Threads = Annotated[int, typer.Option(min=1, help="of the session")]
 Level = Annotated[Optimisation, typer.Option(help="ONNX Runtime's graph optimisation")]
 Seed = Annotated[int, typer.Option(help="of everything that is drawn")]
 
@@ -138,6 +158,10 @@ def table_build(
     num_classes: Annotated[int, typer.Option(min=1)] = 10,
     threads: Threads = 1,
     optimisation: Level = Optimisation.all,
+    runtime: Annotated[Runtime, typer.Option(help="what runs the files")] = Runtime.onnxruntime,
+    precision: Annotated[
+        Precision, typer.Option(help="int8: every site and network is quantised before it is measured")
+    ] = Precision.fp32,
     seed: Seed = 0,
     remote: Annotated[
         str | None, typer.Option(help="measure on user@host[:port] by ssh; default: on this machine")
@@ -175,7 +199,7 @@ def table_build(
                 torch.zeros(1, *shape),
                 out,
                 name=space,
-                settings=SessionSettings(threads=threads, optimisation=optimisation.value),
+                settings=SessionSettings(threads, optimisation.value, runtime.value, precision.value),
                 seed=seed,
                 progress=report,
                 device=other_device(remote, ssh_option or [], remote_python, adb, perf_test),
@@ -331,7 +355,7 @@ def told_errors(console: Console) -> Iterator[None]:
     except KeyboardInterrupt:
         console.print("[yellow]stopped; the same command goes on from here")
         raise typer.Exit(130) from None
-    except (ValueError, TypeError, SearchFailedError, NonFiniteLossError) as error:
+    except (ValueError, TypeError, FileNotFoundError, SearchFailedError, NonFiniteLossError) as error:
         if os.environ.get("HWNAS_TRACEBACK"):
             raise
         console.print("[red]error:[/]", escape(str(error)), highlight=False, soft_wrap=True)
@@ -382,13 +406,21 @@ def print_certificate(console: Console, certificate: Certificate) -> None:
     console.print(printed, highlight=False)
 
 
+def described_session(table: LookupTable) -> str:
+    settings, device = table.settings, table.device
+    runtime = f"ONNX Runtime {device.onnxruntime}, optimisation {settings.optimisation}"
+    if settings.runtime == "openvino":
+        runtime = f"OpenVINO {device.openvino}"
+    return f"{runtime}, {settings.threads} thread(s), {settings.precision}"
+
+
 def print_table(console: Console, table: LookupTable, entries: int) -> None:
     accuracy = table.accuracy
     printed = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in {
         "space": table.space,
-        "device": f"{table.device.cpu}, {table.device.cores} cores, ONNX Runtime {table.device.onnxruntime}",
-        "session": f"{table.settings.threads} thread(s), optimisation {table.settings.optimisation}",
+        "device": f"{table.device.cpu}, {table.device.cores} cores",
+        "session": described_session(table),
         "measured": table.date,
         "entries": str(len(table.entries)),
         "held-out error": f"MAPE {accuracy.mape_percent:.2f} %, within 5 %: "

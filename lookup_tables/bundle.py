@@ -109,7 +109,8 @@ def write_bundle(
     if folder.exists() and any(path.name not in (RUNNER, "models") for path in folder.iterdir()):
         raise ValueError(f"'{folder}' holds other files; write the bundle into a new folder")
     wanted = to_measure(entries, keyed, seed)
-    models, reference = export_models(wanted, entries, keyed, progress or (lambda what, done, total: None))
+    report = progress or (lambda what, done, total: None)
+    models, reference = export_models(wanted, entries, keyed, settings, report)
     files: dict[str, bytes] = {RUNNER: runner_script().encode()}
 
     def stored(model: bytes) -> str:
