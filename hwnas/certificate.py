@@ -190,7 +190,7 @@ def certify(
     settings = latency.table.settings
     reading = patient_reading(path, settings, say)
     passed, reason = judge(reading, budget_ms)
-    here = fingerprint()
+    here = fingerprint(settings.runtime)
     if others := latency.table.device.differences(here):
         passed = False
         reason = (
@@ -263,7 +263,7 @@ def verify(path: Path) -> Verification:
     """
     certificate = Certificate.load(path)
     settings = SessionSettings.from_json(certificate.runtime["session"])
-    differences = DeviceFingerprint.from_json(certificate.device).differences(fingerprint())
+    differences = DeviceFingerprint.from_json(certificate.device).differences(fingerprint(settings.runtime))
     reading = patient_reading(path, settings)
     holds, reason = judge(reading, certificate.budget_ms)
     return Verification(certificate, reading, holds, reason, differences)

@@ -21,6 +21,7 @@ from lookup_tables.device import DeviceFingerprint, fingerprint
 from lookup_tables.export import to_onnx
 from lookup_tables.graph import executed_graph
 from lookup_tables.measure import Measurement, measure
+from lookup_tables.quantise import quantise_untrained
 from lookup_tables.session import SessionSettings
 from lookup_tables.table import Accuracy, Entry, LookupTable, Subnet
 
@@ -148,7 +149,8 @@ def validate_table(
         raise ValueError("a table is validated on whole networks: give at least one subnet")
     report = progress or (lambda what, done, total: None)
     predicted = [table.predict_us(net.keys) for net in subnets]
-    models = _exported({str(n): net for n, net in enumerate(subnets)}, "exporting networks", report)
+    named = {str(n): net for n, net in enumerate(subnets)}
+    models = _exported(named, table.settings, "exporting networks", report)
     turns = [(turn, name) for turn in _TURNS for name in models]
     random.Random(seed).shuffle(turns)
     found = measurer(
@@ -165,7 +167,7 @@ def validate_table(
 def _finished(path: Path, space: str, settings: SessionSettings) -> LookupTable:
     """The table at the path, if it can be completed."""
     table = LookupTable.load(path)
-    differences = table.device.differences(fingerprint())
+    differences = table.device.differences(fingerprint(settings.runtime))
     for what, theirs, ours in (
         ("settings", table.settings, settings),
         ("space", table.space, space),
@@ -187,7 +189,7 @@ class _Journal:
 
     def __init__(self, path: Path, space: str, settings: SessionSettings) -> None:
         self._path = path.with_name(path.name + ".building.jsonl")
-        self.device = fingerprint()
+        self.device = fingerprint(settings.runtime)
         self.settings = settings
         self.found: dict[Which, Measurement] = {}
         if self._path.exists():
@@ -264,7 +266,7 @@ def _measure_missing(
     missing = [which for which in to_measure(entries, subnets, seed) if which not in have]
     if not missing:
         return
-    models, reference = export_models(missing, entries, subnets, report)
+    models, reference = export_models(missing, entries, subnets, journal.settings, report)
     by_name = {f"{kind} {key}": (kind, key) for kind, key in missing}
     measurer(
         {name: models[which] for name, which in by_name.items()},
@@ -297,6 +299,7 @@ def export_models(
     wanted: Iterable[Which],
     entries: Mapping[str, EntrySource],
     subnets: Mapping[str, SubnetSource],
+    settings: SessionSettings,
     report: Progress,
 ) -> tuple[dict[Which, bytes], bytes]:
     """The model of each measurement, and one of middling size to look at between them."""
@@ -304,9 +307,10 @@ def export_models(
     parts = {key: entries[key] for kind, key in wanted if kind == "entry"}
     # One at least, to look at between others.
     nets = {key: subnets[key] for kind, key in wanted if kind in _TURNS} or dict([*subnets.items()][:1])
-    whole = _exported(nets, "exporting networks", report)
+    whole = _exported(nets, settings, "exporting networks", report)
+    blocks = _exported(parts, settings, "exporting blocks", report)
     models = {_OVERHEAD: _empty_model()}
-    models |= {("entry", key): model for key, model in _exported(parts, "exporting blocks", report).items()}
+    models |= {("entry", key): model for key, model in blocks.items()}
     models |= {(turn, key): model for key, model in whole.items() for turn in _TURNS}
     return {which: models[which] for which in wanted}, _middle(whole)
 
@@ -332,12 +336,16 @@ def _empty_model() -> bytes:
 
 
 def _exported(
-    sources: Mapping[str, EntrySource] | Mapping[str, SubnetSource], what: str, report: Progress
+    sources: Mapping[str, EntrySource] | Mapping[str, SubnetSource],
+    settings: SessionSettings,
+    what: str,
+    report: Progress,
 ) -> dict[str, bytes]:
-    return to_onnx(
-        {key: (source.module, source.inputs) for key, source in sources.items()},
-        progress=_step(report, what),
-    )
+    modules = {key: (source.module, source.inputs) for key, source in sources.items()}
+    models = to_onnx(modules, progress=_step(report, what))
+    if settings.precision == "fp32":
+        return models
+    return {key: quantise_untrained(model) for key, model in models.items()}
 
 
 def assemble_table(

@@ -22,7 +22,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -43,8 +43,8 @@ RESULTS = "results.jsonl"
 RUNNER = "measure.py"
 
 _AGAIN = f"run `python3 {RUNNER}` on the device again: it goes on where it stopped"
-_WARMEST_CELSIUS = 70.0
-_LONGEST_WAIT_SECONDS = 600.0
+WARMEST_CELSIUS = 70.0
+LONGEST_WAIT_SECONDS = 600.0
 _LOCK_SECONDS = 30.0  # a runner whose reader is gone ends within a round
 
 
@@ -290,16 +290,21 @@ def pin(threads: int, cpus: Path = Path("/sys/devices/system/cpu")) -> list[int]
 
 
 def hottest_celsius(zones: Path = Path("/sys/class/thermal")) -> float | None:
-    """The hottest of the CPU's sensors, or of all where none is named so; None where none can be read."""
+    """What `hottest` says of this machine's sensors."""
+    return hottest((_text(zone / "type"), _text(zone / "temp")) for zone in zones.glob("thermal_zone*"))
+
+
+def hottest(sensors: Iterable[tuple[str, str]]) -> float | None:
+    """The hottest of the CPU's sensors, or of all where none is named so; None where none can be read.
+
+    Args:
+        sensors: type and thousandths of a degree, as the kernel writes them.
+    """
     found = []
-    for zone in sorted(zones.glob("thermal_zone*")):
-        try:
-            celsius = int(_text(zone / "temp")) / 1000
-        except ValueError:
-            continue
+    for kind, text in sensors:
+        celsius = int(text) / 1000 if text.isdigit() else 0.0
         if 0 < celsius < 150:  # sensors that are switched off say impossible things
-            is_cpu = any(word in _text(zone / "type").lower() for word in ("cpu", "soc", "pkg", "core"))
-            found.append((is_cpu, celsius))
+            found.append((any(word in kind.lower() for word in ("cpu", "soc", "pkg", "core")), celsius))
     return max(found)[1] if found else None
 
 
@@ -342,10 +347,10 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="progress as lines of JSON")
     parser.add_argument("--no-pin", action="store_true", help="leave the CPU to the operating system")
     parser.add_argument(
-        "--max-celsius", type=float, default=_WARMEST_CELSIUS, help="wait while it is hotter (%(default)s)"
+        "--max-celsius", type=float, default=WARMEST_CELSIUS, help="wait while it is hotter (%(default)s)"
     )
     parser.add_argument(
-        "--max-wait", type=float, default=_LONGEST_WAIT_SECONDS, help="seconds in all (%(default)s)"
+        "--max-wait", type=float, default=LONGEST_WAIT_SECONDS, help="seconds in all (%(default)s)"
     )
     return parser.parse_args(arguments)
 

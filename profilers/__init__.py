@@ -6,6 +6,7 @@ from profilers.fit import fit_cost
 from profilers.flops import FlopsProfiler, MacCount, count_macs
 from profilers.latency import LatencyProfiler
 from profilers.params import ParamsProfiler, count_parameters
+from profilers.peak_memory import PeakMemory, PeakMemoryProfiler, peak_memory
 from profilers.penalty import (
     ExpectationProfilerPenalty,
     LagrangianPenalty,
@@ -32,6 +33,8 @@ __all__ = [
     "Option",
     "ParamsProfiler",
     "Part",
+    "PeakMemory",
+    "PeakMemoryProfiler",
     "Penalty",
     "Profiler",
     "PublishedLatencyProfiler",
@@ -46,4 +49,5 @@ __all__ = [
     "fit_cost",
     "minimise",
     "parts_of",
+    "peak_memory",
 ]
