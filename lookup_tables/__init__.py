@@ -1,6 +1,7 @@
 """Latency tables of devices: what an entry is, how it is measured, stored and checked."""
 
-from lookup_tables.build import EntrySource, SubnetSource, build_table, validate_table
+from lookup_tables.assembly import PartCall, Wiring
+from lookup_tables.build import EntrySource, Method, Networks, SubnetSource, build_table, validate_table
 from lookup_tables.device import DeviceFingerprint, fingerprint
 from lookup_tables.export import to_onnx
 from lookup_tables.graph import ExecutedGraph, executed_graph
@@ -20,11 +21,15 @@ __all__ = [
     "LatencyReading",
     "LookupTable",
     "Measurement",
+    "Method",
     "MissingEntryError",
+    "Networks",
     "OperatorTable",
+    "PartCall",
     "SessionSettings",
     "Subnet",
     "SubnetSource",
+    "Wiring",
     "build_table",
     "executed_graph",
     "fingerprint",

@@ -136,7 +136,7 @@ def measure(
 
         with (
             tempfile.TemporaryDirectory(prefix="lookup_tables-") as folder,
-            _Worker(settings, seed) as worker,
+            Worker(settings, seed) as worker,
         ):
             paths: dict[str | None, Path] = {key: Path(folder, f"{i}.onnx") for i, key in enumerate(chunk)}
             paths[None] = Path(folder, "reference.onnx")
@@ -186,7 +186,7 @@ def measure_latency(
     with tempfile.TemporaryDirectory(prefix="lookup_tables-") as folder:
         path = Path(folder, "model.onnx")
         path.write_bytes(content)
-        with _Worker(settings, 0) as first, _Worker(settings, 0) as second:
+        with Worker(settings, 0) as first, Worker(settings, 0) as second:
             deadline = time.monotonic() + seconds
             while len(pairs) < _CERTIFICATE_PAIRS or time.monotonic() < deadline:
                 order = (first, second) if len(pairs) % 2 == 0 else (second, first)
@@ -284,7 +284,7 @@ def _centre(references: Sequence[float], expected_us: float | None) -> float:
     return float(np.median(references)) if expected_us is None else expected_us
 
 
-def _visit(worker: _Worker, paths: Mapping[str | None, Path]) -> Visit:
+def _visit(worker: Worker, paths: Mapping[str | None, Path]) -> Visit:
     def visit(key: str | None) -> Sequence[float]:
         name = "the reference model" if key is None else f"model '{key}'"
         return worker.measure(paths[key], name, _SAMPLES)
@@ -293,8 +293,13 @@ def _visit(worker: _Worker, paths: Mapping[str | None, Path]) -> Visit:
 
 
 @final
-class _Worker:
-    """A process that measures on command; a context, at whose end it is gone."""
+class Worker:
+    """A process that measures on command; a context, at whose end it is gone.
+
+    Args:
+        settings: of its sessions.
+        seed: of the random inputs.
+    """
 
     def __init__(self, settings: SessionSettings, seed: int) -> None:
         self._command: dict[str, Any] = {
@@ -314,7 +319,7 @@ class _Worker:
             text=True,
         )
 
-    def __enter__(self) -> _Worker:
+    def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -324,11 +329,30 @@ class _Worker:
 
     def measure(self, path: Path, name: str, samples: int) -> list[float]:
         """Microseconds of a run, by sample, in one fresh session."""
+        times: list[float] = self._ask({"model": str(path), "samples": samples}, name)["us"]
+        return times
+
+    def node_times(
+        self, path: Path, name: str, runs: int, samples: int, optimised: Path
+    ) -> tuple[dict[str, list[float]], list[float]]:
+        """Microseconds of each node under the profiler, by run; and of a run without it, by sample.
+
+        Args:
+            path: of the model.
+            name: of the model, for errors.
+            runs: under the profiler.
+            samples: without it.
+            optimised: where the model that is run, with these nodes, is written.
+        """
+        command = {"model": str(path), "runs": runs, "samples": samples, "optimised": str(optimised)}
+        answer = self._ask(command, name)
+        return answer["nodes"], answer["us"]
+
+    def _ask(self, command: Mapping[str, Any], name: str) -> dict[str, Any]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        command = {**self._command, "model": str(path), "samples": samples}
         try:
-            self.process.stdin.write(json.dumps(command) + "\n")
+            self.process.stdin.write(json.dumps({**self._command, **command}) + "\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
         except BrokenPipeError:
@@ -342,10 +366,9 @@ class _Worker:
                 f"the measuring process {how} at {name}; it said: {said}; measure again, and if it dies "
                 "again at the same model, ONNX Runtime or the memory of this machine cannot take it"
             )
-        answer = json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise ValueError(
                 f"ONNX Runtime cannot run {name}: {answer['error']}; check the file, or export it again"
             )
-        times: list[float] = answer["us"]
-        return times
+        return answer

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from profilers.cost import Cost, CostTable
-from profilers.space import Option, Part, Site, Space
+from profilers.space import Architecture, Option, Part, Site, Space
 
 # Combinations of one site's options. Each is frozen and looked at.
 _LARGEST = 100_000
@@ -92,7 +92,12 @@ def distinct_parts(space: Space, sites: Sequence[Site]) -> dict[str, Part]:
 
 
 def parts_of(space: Space, site: Site) -> Iterator[Part | None]:
-    """The site under every combination of its labels' options, the last label's options fastest.
+    """The site under every combination of its labels' options, as in `combinations_of`."""
+    return map(site.part, combinations_of(space, site))
+
+
+def combinations_of(space: Space, site: Site) -> Iterator[Architecture]:
+    """Every combination of the options of a site's labels, the last label's options fastest.
 
     Raises:
         ValueError: there are over 100,000 combinations.
@@ -105,4 +110,4 @@ def parts_of(space: Space, site: Site) -> Iterator[Part | None]:
             f"{_LARGEST} are looked at. Let fewer choices meet in one module"
         )
     for combination in itertools.product(*choices):
-        yield site.part(dict(zip(site.labels, combination, strict=True)))
+        yield dict(zip(site.labels, combination, strict=True))
