@@ -112,21 +112,22 @@ def networks_to_profile(
         entries: every part that costs something, by key.
         example_input: what a deployed network gets.
         seed: of the choice.
-        apart: canonical architectures that are not taken.
+        apart: canonical architectures whose networks are not taken.
         progress: told how many entries are in enough of them.
     """
     network = on_meta(space.network)
     generator = torch.Generator().manual_seed(seed + 1)
     source = random.Random(seed)
     parts = dict(entries)
-    found: dict[str, Wiring] = {}
+    # Architectures with skips in different places can be one network.
+    excluded = {wired(network, architecture, example_input, parts) for architecture in apart}
+    found: dict[Wiring, None] = {}
     seen: Counter[str] = Counter()
 
     def add(architecture: Architecture) -> None:
-        canonical = space.canonical(architecture)
-        if repr(canonical) not in found and canonical not in apart:
-            wiring = wired(network, canonical, example_input, parts)
-            found[repr(canonical)] = wiring
+        wiring = wired(network, space.canonical(architecture), example_input, parts)
+        if wiring not in found and wiring not in excluded:
+            found[wiring] = None
             seen.update({call.key for call in wiring.live()})
 
     for _ in range(min(_RANDOM_NETWORKS, space.size)):
@@ -150,7 +151,7 @@ def networks_to_profile(
         add({**space.random(generator), **fixed})
         if progress is not None:
             progress("choosing networks", sum(seen[key] >= _LEAST_SEEN for key in where), len(where))
-    return Networks(tuple(found.values()), parts)
+    return Networks(tuple(found), parts)
 
 
 def subnet_source(
