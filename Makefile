@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' || { \
 	  echo "'$(PYTHON)' cannot create environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,nn-meter,optuna]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,nn-meter,openvino,optuna]"
 	@touch $@
 
 clean:

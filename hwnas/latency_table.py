@@ -21,10 +21,13 @@ from lookup_tables import (
     LookupTable,
     Method,
     Networks,
+    OtherDevice,
     SessionSettings,
     SubnetSource,
     Wiring,
     build_table,
+    build_table_on,
+    write_bundle,
 )
 from profilers import FlopsProfiler, distinct_parts
 from profilers.profile import combinations_of
@@ -49,8 +52,9 @@ def build_latency_table(
     subnets: int = CALIBRATION_SUBNETS,
     seed: int = 0,
     progress: Report | None = None,
+    device: OtherDevice | None = None,
 ) -> LookupTable:
-    """Measures every distinct site of a space on this machine, and calibrates their sum on whole subnets.
+    """Measures every distinct site of a space on a device, and calibrates their sum on whole subnets.
 
     A build that was stopped goes on where it was; a finished table is returned as it is, or completed
     where it lacks entries.
@@ -61,28 +65,35 @@ def build_latency_table(
         path: the table's file.
         name: of the space, for the table's readers.
         settings: of the sessions, as they will be deployed.
-        method: of measuring sites (`lookup_tables.build_table`); None: that of the finished table if there is
-            one, and ``profiled`` otherwise.
+        method: of measuring sites (`lookup_tables.build_table`). None: that of the finished table if there is
+            one; otherwise ``profiled`` for ONNX Runtime in fp32, else ``isolated``.
         subnets: how many whole networks calibrate and check the table.
         seed: of their choice.
         progress: told about every step.
+        device: which measures, such as `lookup_tables.SshDevice`; by default this machine.
     """
+    sites = space.sites(example_input)
+    entries = site_sources(space, sites)
+    chosen = spread_architectures(space, example_input, subnets, seed)
+    nets = [subnet_source(space, sites, architecture, example_input) for architecture in chosen]
+    if device is not None:
+        if method not in (None, "isolated"):
+            raise ValueError(
+                f"on another device sites are measured by method 'isolated' alone; got {method!r}"
+            )
+        return build_table_on(
+            device, entries, nets, path=path, space=name, settings=settings, seed=seed, progress=progress
+        )
     finished = LookupTable.load(path) if path.exists() else None
     if method is None:
-        method = finished.protocol["method"] if finished else "profiled"
-    sites = space.sites(example_input)
-    entries = {
-        key: EntrySource(part.name, part.module, part.inputs)
-        for key, part in distinct_parts(space, sites).items()
-    }
-    chosen = spread_architectures(space, example_input, subnets, seed)
+        method = finished.protocol["method"] if finished else _default_method(settings)
     networks = Networks((), {})
     if method == "profiled" and not (finished and entries.keys() <= finished.entries.keys()):
         apart = chosen if space.size >= _AMPLE * len(chosen) else []
         networks = networks_to_profile(space, sites, entries, example_input, seed, apart, progress)
     return build_table(
         entries,
-        [subnet_source(space, sites, architecture, example_input) for architecture in chosen],
+        nets,
         path=path,
         space=name,
         settings=settings,
@@ -91,6 +102,12 @@ def build_latency_table(
         seed=seed,
         progress=progress,
     )
+
+
+def _default_method(settings: SessionSettings) -> Method:
+    """``profiled``, where it was found to be the most accurate: ONNX Runtime, fp32."""
+    is_known = (settings.runtime, settings.precision) == ("onnxruntime", "fp32")
+    return "profiled" if is_known else "isolated"
 
 
 def networks_to_profile(
@@ -152,6 +169,45 @@ def networks_to_profile(
         if progress is not None:
             progress("choosing networks", sum(seen[key] >= _LEAST_SEEN for key in where), len(where))
     return Networks(tuple(found), parts)
+
+
+def bundle_latency_table(
+    space: ModelSpace,
+    example_input: Tensor,
+    folder: Path,
+    *,
+    name: str,
+    settings: SessionSettings,
+    subnets: int = CALIBRATION_SUBNETS,
+    seed: int = 0,
+    progress: Report | None = None,
+) -> None:
+    """Writes what `build_latency_table` would measure, to be measured on another device.
+
+    Args:
+        folder: of the bundle; one that was cut off is completed, a finished one is left as it is.
+        space, example_input, name, settings, subnets, seed, progress: as for `build_latency_table`.
+    """
+    entries, nets = table_sources(space, example_input, subnets, seed)
+    write_bundle(entries, nets, folder, space=name, settings=settings, seed=seed, progress=progress)
+
+
+def table_sources(
+    space: ModelSpace, example_input: Tensor, subnets: int, seed: int
+) -> tuple[dict[str, EntrySource], list[SubnetSource]]:
+    """What a table of a space measures: every distinct part by its key, and whole networks."""
+    sites = space.sites(example_input)
+    chosen = spread_architectures(space, example_input, subnets, seed)
+    nets = [subnet_source(space, sites, architecture, example_input) for architecture in chosen]
+    return site_sources(space, sites), nets
+
+
+def site_sources(space: ModelSpace, sites: Sequence[Site]) -> dict[str, EntrySource]:
+    """Every distinct part that costs something, by its key."""
+    return {
+        key: EntrySource(part.name, part.module, part.inputs)
+        for key, part in distinct_parts(space, sites).items()
+    }
 
 
 def subnet_source(

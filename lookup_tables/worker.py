@@ -1,4 +1,4 @@
-"""The process that measures: stands alone, needs Python, numpy and onnxruntime only.
+"""The process that measures: stands alone, needs Python, numpy and onnxruntime (or openvino) only.
 
 Started as a script (not as a module of the package, whose other imports would take seconds). Each line on
 its standard input is a command, each answer a line of JSON on its standard output; see `answer` and
@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,12 +63,15 @@ def random_inputs(session: onnxruntime.InferenceSession, seed: int) -> dict[str,
         if given.type not in _DTYPES:
             raise ValueError(f"input '{given.name}' is of type {given.type}; known are {', '.join(_DTYPES)}")
         shape = [size if isinstance(size, int) else 1 for size in given.shape]
-        dtype = _DTYPES[given.type]
-        is_float = np.issubdtype(dtype, np.floating)
-        inputs[given.name] = (
-            generator.standard_normal(shape).astype(dtype) if is_float else np.zeros(shape, dtype)
-        )
+        inputs[given.name] = random_array(shape, _DTYPES[given.type], generator)
     return inputs
+
+
+def random_array(shape: Sequence[int], dtype: Any, generator: np.random.Generator) -> Any:
+    """Normal numbers, or zeros of a type of whole numbers."""
+    if np.issubdtype(dtype, np.floating):
+        return generator.standard_normal(shape).astype(dtype)
+    return np.zeros(shape, dtype)
 
 
 def sample(
@@ -95,35 +98,76 @@ def sample(
     return times
 
 
+def open_onnxruntime(command: dict[str, Any]) -> Callable[[], object]:
+    """One run of the model as a call."""
+    options = session_options(command["threads"], command["optimisation"])
+    session = onnxruntime.InferenceSession(command["model"], options, providers=["CPUExecutionProvider"])
+    inputs = random_inputs(session, command["seed"])
+    outputs = [output.name for output in session.get_outputs()]
+    return lambda: session.run(outputs, inputs)
+
+
+def open_openvino(command: dict[str, Any]) -> Callable[[], object]:
+    """One run of the model as a call.
+
+    ``infer`` is synchronous: one stream of one thread works in the calling thread, whose CPU time is then the
+    process's (323 us both, of 366 us of wall time on a busy machine; with ``start_async`` it holds a quarter,
+    and of two threads it holds one).
+    """
+    # Without this module openvino sends no statistics of use, and leaves no file in the home folder.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # "not to be imported"
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error}; OpenVINO is an extra: pip install hwnas[openvino]") from error
+    core = openvino.Core()
+    model = core.read_model(command["model"])
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": command["threads"],
+        # A core that it is bound to may be another program's: ONNX Runtime binds none, either.
+        "ENABLE_CPU_PINNING": False,
+        # Its own choice is bfloat16 where the CPU has it.
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    compiled = core.compile_model(model, "CPU", settings)
+    generator = np.random.default_rng(command["seed"])
+    inputs = []
+    for given in compiled.inputs:
+        shape = [size.get_length() if size.is_static else 1 for size in given.get_partial_shape()]
+        inputs.append(random_array(shape, given.get_element_type().to_dtype(), generator))
+    request = compiled.create_infer_request()
+    return lambda: request.infer(inputs, share_inputs=True)
+
+
+OPENERS = {"onnxruntime": open_onnxruntime, "openvino": open_openvino}
+
+
 def answer(command: dict[str, Any]) -> dict[str, Any]:
     """Opens a session, warms it up, samples it and closes it.
 
     Args:
-        command: ``model`` (a path), ``threads``, ``optimisation``, ``clock``, ``seed``, ``warmups``,
-            ``samples``, ``sample_seconds``.
+        command: ``model`` (a path), ``runtime``, ``threads``, ``optimisation``, ``clock``, ``seed``,
+            ``warmups``, ``samples``, ``sample_seconds``.
 
     Returns:
-        ``us``: microseconds of one ``session.run`` in each sample; or ``error``: what is wrong with it.
+        ``us``: microseconds of one run in each sample; or ``error``: what is wrong with it.
     """
     try:
-        options = session_options(command["threads"], command["optimisation"])
-        session = onnxruntime.InferenceSession(command["model"], options, providers=["CPUExecutionProvider"])
-        us = sampled(session, random_inputs(session, command["seed"]), command)
-    except Exception as error:  # ONNX Runtime's errors share no base but this
+        us = sampled(OPENERS[command["runtime"]](command), command)
+    except Exception as error:  # the runtimes' errors share no base but this
         return {"error": " ".join(str(error).split())}
     return {"us": us}
 
 
-def sampled(
-    session: onnxruntime.InferenceSession, inputs: dict[str, Any], command: dict[str, Any]
-) -> list[float]:
-    """Microseconds of one ``session.run``, by sample, on the command's clock."""
+def sampled(run: Callable[[], object], command: dict[str, Any]) -> list[float]:
+    """Microseconds of one run, by sample, on the command's clock."""
     is_cpu_time = command["clock"] == "thread_cpu"
     clock = time.thread_time if is_cpu_time else time.perf_counter
     resolution = time.get_clock_info("thread_time" if is_cpu_time else "perf_counter").resolution
-    outputs = [output.name for output in session.get_outputs()]
     return sample(
-        lambda: session.run(outputs, inputs),
+        run,
         clock,
         warmups=command["warmups"],
         samples=command["samples"],
@@ -159,7 +203,7 @@ def node_times(command: dict[str, Any]) -> dict[str, Any]:
         for _ in range(command["warmups"] + runs):
             session.run(None, inputs)
         profile = session.end_profiling()
-        us = sampled(session, inputs, command)
+        us = sampled(lambda: session.run(None, inputs), command)
         with open(profile, encoding="utf-8") as file:
             events = json.load(file)
         os.unlink(profile)
@@ -173,7 +217,7 @@ def node_times(command: dict[str, Any]) -> dict[str, Any]:
     return {"nodes": {name: spans[:, n].tolist() for n, name in enumerate(names)}, "us": us}
 
 
-def main() -> None:
+def serve() -> None:
     """Answers until the standard input ends."""
     # Answers go where nothing else is printed: what a native library writes to stdout goes to stderr.
     answers = os.fdopen(os.dup(1), "w")
@@ -187,4 +231,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve()

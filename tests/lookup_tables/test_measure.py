@@ -1,6 +1,7 @@
 import os
 import random
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -214,6 +215,38 @@ def test_latency_of_a_file_is_that_of_its_bytes_in_milliseconds(tmp_path: Path) 
 
 def test_two_threads_are_measured_on_the_wall_clock() -> None:
     assert measure_latency(model(), SessionSettings(threads=2), seconds=0.1).clock == "wall"
+
+
+OPENVINO = SessionSettings(runtime="openvino")
+
+
+def test_openvino_measures_a_model_and_names_one_that_it_cannot_run() -> None:
+    pytest.importorskip("openvino")
+    found = measure({"small": model(1, (1, 64)), "large": model(1, (1, 1 << 20))}, OPENVINO, rounds=1)
+    assert 0 < 2 * found["small"].median_us < found["large"].median_us
+    with pytest.raises(ValueError, match="OpenVINO cannot run model 'bad'"):
+        measure({"bad": model()[:40]}, OPENVINO, rounds=1)
+
+
+def test_openvino_at_one_thread_works_in_the_thread_that_calls(tmp_path: Path) -> None:
+    """In a process of its own: importing it changes what is loaded, and its statistics must stay off."""
+    pytest.importorskip("openvino")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model(60, (1, 65536)))
+    code = (
+        "import time; from worker import open_openvino\n"
+        f"run = open_openvino({{'model': {str(path)!r}, 'threads': 1, 'seed': 0}})\n"
+        "for _ in range(20): run()\n"
+        "thread, process = time.thread_time(), time.process_time()\n"
+        "for _ in range(100): run()\n"
+        "print((time.thread_time() - thread) / (time.process_time() - process))"
+    )
+    home = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(MODULE._WORKER.parent)}
+    said = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=home, capture_output=True, text=True, check=True
+    )
+    assert float(said.stdout) > 0.95
+    assert not (tmp_path / "intel").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"foreign", model()[:60]], ids=["empty", "foreign", "truncated"])
