@@ -237,7 +237,7 @@ def _walk(
     module: nn.Module, name: str, path: tuple[Condition, ...]
 ) -> Iterator[tuple[str, nn.Module, tuple[Condition, ...]]]:
     """The outermost modules without branches, if they hold parameters, and what others hold of their own."""
-    if not _has_branches(module):
+    if not has_branches(module):
         if next(module.parameters(), None) is not None:
             yield name, module, path
         return
@@ -389,7 +389,7 @@ class _Runner:
         for name, module in self._space.network.named_modules():
             if isinstance(module, Branching):
                 module.forward = partial(module.run_all, partial(self._branch, name))
-            elif not _has_branches(module):
+            elif not has_branches(module):
                 module.forward = partial(self._module, name, module.forward)
             else:
                 module.forward = partial(self._container, name, module.forward)
@@ -685,13 +685,14 @@ def _to_meta(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, device="meta", requires_grad=False)
 
 
-def _has_branches(module: nn.Module) -> bool:
+def has_branches(module: nn.Module) -> bool:
+    """Whether a layer or an input is chosen in it; a site is the outermost module without."""
     return any(isinstance(child, Branching | InputChoice) for child in module.modules())
 
 
 def _value_labels(module: nn.Module) -> tuple[str, ...]:
     """Labels of the value choices inside a module without branches."""
-    if _has_branches(module):
+    if has_branches(module):
         return ()
     leaves: Iterator[ValueChoice] = (
         leaf
