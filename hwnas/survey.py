@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from hwnas.choices import Branching, Condition, InputChoice
 from hwnas.freezing import Freezer
 from hwnas.space import ModelSpace
+from hwnas.structure import structure
 from hwnas.values import ValueChoice, values_in
 from lookup_tables.graph import ExecutedGraph, executed_graph
 from profilers.space import Architecture, Option, Part, Site
@@ -300,6 +301,7 @@ class _Runner:
         self._inputs = [_to_meta(given) for given in example_inputs]
         self._modules = dict(self._plain.named_modules())
         self._labels = {name: _value_labels(module) for name, module in self._modules.items()}
+        self._structures: dict[str, str] = {}
         self._parts: dict[tuple[Any, ...], Part] = {}
         self._graphs: dict[tuple[Any, ...], ExecutedGraph] = {}
         self._runs: dict[tuple[Option, ...], dict[_Key, _Call]] = {}
@@ -348,13 +350,21 @@ class _Runner:
 
     def part(self, call: _Call, own: Mapping[str, Option]) -> Part:
         """The frozen site that a call ran, under its own options."""
-        key = _part_key(call, own)
+        key = self._part_key(call, own)
         if key not in self._parts:
             module, described = self._frozen(call, own)
             graph = self._graph(key, module, call)
             shapes = ", ".join("x".join(map(str, given.shape)) for given in call.inputs)
             self._parts[key] = Part(f"{described} at {shapes}", graph.key, module, call.inputs, graph.is_free)
         return self._parts[key]
+
+    def _part_key(self, call: _Call, own: Mapping[str, Option]) -> tuple[Any, ...]:
+        """Equal for calls that execute the same: of one module, or of modules that are built alike."""
+        if call.module is None:
+            return call.function, call.signature
+        if call.module not in self._structures:
+            self._structures[call.module] = structure(self._modules[call.module])
+        return self._structures[call.module], call.signature, tuple(own.values())
 
     def _frozen(self, call: _Call, own: Mapping[str, Option]) -> tuple[nn.Module, str]:
         if call.module is None:
@@ -400,7 +410,7 @@ class _Runner:
                 call = _call(inputs, keywords, module=name)
             self._note(name, call)
             own = {label: self._architecture[label] for label in self._labels[name]}
-            part_key = _part_key(call, own)
+            part_key = self._part_key(call, own)
             if part_key not in self._graphs:
                 self.part(call, own)
             return self._graphs[part_key].output
@@ -476,10 +486,6 @@ def _call(
     shapes = ", ".join(f"{str(t.dtype)[6:]}{list(t.shape)}" for t in tensors)
     name = f"{_function_name(function)} " if function else ""
     return _Call(f"{name}{template} {words} {shapes}", template, tuple(tensors), words, module, function)
-
-
-def _part_key(call: _Call, own: Mapping[str, Option]) -> tuple[Any, ...]:
-    return call.module or call.function, call.signature, tuple(own.items())
 
 
 def _emptied(thing: Any, tensors: list[Tensor]) -> Any:
