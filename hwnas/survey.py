@@ -374,6 +374,7 @@ class _Runner:
         self._modules = dict(self._plain.named_modules())
         self._labels = {name: _value_labels(module) for name, module in self._modules.items()}
         self._alike: dict[str, object] = {}
+        self._subnets: dict[tuple[object, tuple[Option, ...]], nn.Module] = {}
         self._parts: dict[tuple[Any, ...], Part] = {}
         self._graphs: dict[tuple[Any, ...], ExecutedGraph] = {}
         self._calls: dict[tuple[Any, ...], _Call] = {}
@@ -461,9 +462,12 @@ class _Runner:
         if call.module is None:
             assert call.function is not None
             return _Operation(call.function, call.template, call.keywords), _function_name(call.function)
-        # A site is frozen in the middle of a run; its thousands of small calls are nothing to look at.
-        with torch._C.DisableTorchFunction():
-            module = Freezer(own)(self._modules[call.module])
+        built, _, options = self._part_key(call, own)
+        if (built, options) not in self._subnets:
+            # A site is frozen in the middle of a run; its thousands of small calls are nothing to look at.
+            with torch._C.DisableTorchFunction():
+                self._subnets[built, options] = Freezer(own)(self._modules[call.module])
+        module = self._subnets[built, options]
         described = _described(module)
         if call.keywords or call.template != tuple(map(_Slot, range(len(call.inputs)))):
             return _Operation(module, call.template, call.keywords), described
