@@ -157,8 +157,25 @@ def table_build(
         Precision, typer.Option(help="int8: every site and network is quantised before it is measured")
     ] = Precision.fp32,
     seed: Seed = 0,
+    remote: Annotated[
+        str | None, typer.Option(help="measure on user@host[:port] by ssh; default: on this machine")
+    ] = None,
+    ssh_option: Annotated[
+        list[str] | None,
+        typer.Option(help="as after ssh -o, such as IdentityFile=~/.ssh/pi; may be repeated"),
+    ] = None,
+    remote_python: Annotated[
+        str, typer.Option(help="on the remote device, from its home folder; needs numpy and onnxruntime")
+    ] = "python3",
+    adb: Annotated[
+        str | None, typer.Option(help="measure on the Android device of this serial, or 'auto': the only one")
+    ] = None,
+    perf_test: Annotated[
+        str | None,
+        typer.Option(help="onnxruntime_perf_test for --adb: a path on the device, or a file here to push"),
+    ] = None,
 ) -> None:
-    """Measure every distinct site of a space on this machine."""
+    """Measure every distinct site of a space, on this machine or on another device."""
     console = Console()
     with told_errors(console):
         import torch
@@ -166,6 +183,7 @@ def table_build(
         from hwnas.latency_table import build_latency_table
         from hwnas.loading import load_space
         from hwnas.progress import bars
+        from hwnas.table_commands import other_device
         from lookup_tables import SessionSettings
 
         shape = parsed_shape(input_shape)
@@ -178,6 +196,7 @@ def table_build(
                 settings=SessionSettings(threads, optimisation.value, runtime.value, precision.value),
                 seed=seed,
                 progress=report,
+                device=other_device(remote, ssh_option or [], remote_python, adb, perf_test),
             )
         print_table(console, table, entries=0)
         console.print(f"table  {out}")
@@ -450,3 +469,7 @@ def print_table(console: Console, table: LookupTable, entries: int) -> None:
         for entry in dearest[:entries]:
             listed.add_row(entry.name, *(f"{n:.1f}" for n in (entry.median_us, entry.p10_us, entry.p90_us)))
         console.print(listed)
+
+
+# Its commands need what stands above.
+from hwnas import table_commands as table_commands  # noqa: E402

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,16 @@ from hwnas.freezing import Freezer
 from hwnas.progress import Report
 from hwnas.space import ModelSpace
 from hwnas.survey import on_meta
-from lookup_tables import EntrySource, LookupTable, SessionSettings, SubnetSource, build_table
+from lookup_tables import (
+    EntrySource,
+    LookupTable,
+    OtherDevice,
+    SessionSettings,
+    SubnetSource,
+    build_table,
+    build_table_on,
+    write_bundle,
+)
 from profilers import FlopsProfiler, distinct_parts
 from profilers.space import Architecture, Site
 
@@ -31,8 +41,9 @@ def build_latency_table(
     subnets: int = CALIBRATION_SUBNETS,
     seed: int = 0,
     progress: Report | None = None,
+    device: OtherDevice | None = None,
 ) -> LookupTable:
-    """Measures every distinct site of a space on this machine, and calibrates their sum on whole subnets.
+    """Measures every distinct site of a space on a device, and calibrates their sum on whole subnets.
 
     A build that was stopped goes on where it was; a finished table is returned as it is, or completed
     where it lacks entries.
@@ -46,22 +57,53 @@ def build_latency_table(
         subnets: how many whole networks calibrate and check the table.
         seed: of their choice.
         progress: told about every step.
+        device: which measures, such as `lookup_tables.SshDevice`; by default this machine.
     """
-    sites = space.sites(example_input)
-    entries = {
-        key: EntrySource(part.name, part.module, part.inputs)
-        for key, part in distinct_parts(space, sites).items()
-    }
-    chosen = spread_architectures(space, example_input, subnets, seed)
-    return build_table(
+    entries, nets = table_sources(space, example_input, subnets, seed)
+    build = build_table if device is None else partial(build_table_on, device)
+    return build(
         entries,
-        [subnet_source(space, sites, architecture, example_input) for architecture in chosen],
+        nets,
         path=path,
         space=name,
         settings=settings,
         seed=seed,
         progress=progress,
     )
+
+
+def bundle_latency_table(
+    space: ModelSpace,
+    example_input: Tensor,
+    folder: Path,
+    *,
+    name: str,
+    settings: SessionSettings,
+    subnets: int = CALIBRATION_SUBNETS,
+    seed: int = 0,
+    progress: Report | None = None,
+) -> None:
+    """Writes what `build_latency_table` would measure, to be measured on another device.
+
+    Args:
+        folder: of the bundle; one that was cut off is completed, a finished one is left as it is.
+        space, example_input, name, settings, subnets, seed, progress: as for `build_latency_table`.
+    """
+    entries, nets = table_sources(space, example_input, subnets, seed)
+    write_bundle(entries, nets, folder, space=name, settings=settings, seed=seed, progress=progress)
+
+
+def table_sources(
+    space: ModelSpace, example_input: Tensor, subnets: int, seed: int
+) -> tuple[dict[str, EntrySource], list[SubnetSource]]:
+    """What a table of a space measures: every distinct part by its key, and whole networks."""
+    sites = space.sites(example_input)
+    entries = {
+        key: EntrySource(part.name, part.module, part.inputs)
+        for key, part in distinct_parts(space, sites).items()
+    }
+    chosen = spread_architectures(space, example_input, subnets, seed)
+    return entries, [subnet_source(space, sites, architecture, example_input) for architecture in chosen]
 
 
 def subnet_source(

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast, final
 
@@ -22,10 +22,11 @@ from torch.overrides import TorchFunctionMode
 
 from hwnas.choices import Branching, Condition, InputChoice
 from hwnas.freezing import Freezer
+from hwnas.liveness import Event, liveness, needed
 from hwnas.space import ModelSpace
 from hwnas.values import ValueChoice, values_in
 from lookup_tables.graph import ExecutedGraph, executed_graph
-from profilers.space import Architecture, Option, Part, Site
+from profilers.space import Architecture, Memory, Option, Part, Site
 
 _CHECKED = 16  # random architectures on which what was found is checked
 _LARGEST = 100_000  # combinations of what one site is given
@@ -50,6 +51,7 @@ class _Call:
     keywords: dict[str, Any]
     module: str | None  # name of the module, or
     function: Callable[..., Any] | None  # the function that ran outside of any module
+    memory: Memory | None = None  # where it is asked for
 
 
 @dataclass(frozen=True)
@@ -94,18 +96,23 @@ class FoundSite:
         return f"FoundSite({self.name!r}, labels={self.labels})"
 
 
-def survey(space: ModelSpace, example_inputs: Sequence[Tensor]) -> list[Site]:
+def survey(space: ModelSpace, example_inputs: Sequence[Tensor], with_memory: bool = False) -> list[Site]:
     """The sites of a space, for inputs of the given shapes.
 
     A site is the outermost module that holds no choice but values, or a function that runs outside of
     such a module, at each place where it is called.
+
+    Args:
+        space: the space.
+        example_inputs: of the shapes that the network gets.
+        with_memory: whether parts say what lies in memory while they run.
 
     Raises:
         ValueError: the network does not run on such inputs, or a site depends on so many choices that
             over 100,000 combinations would have to be tried.
         RuntimeError: equal choices gave unequal shapes: something besides the choices decides them.
     """
-    runner = _Runner(space, example_inputs)
+    runner = _Runner(space, example_inputs, with_memory)
     found = _Findings(space, runner)
     generator = torch.Generator().manual_seed(0)
     found.look(space.default())
@@ -146,6 +153,7 @@ class _ParameterSite:
         self._module = module
         self._paths = [] if any(not path for path in paths) else paths
         self._own = _value_labels(module)
+        self._parts: dict[tuple[Option, ...], Part] = {}
         on_paths = (label for path in self._paths for condition in path for label in condition.labels)
         self.labels: tuple[str, ...] = tuple(dict.fromkeys((*on_paths, *self._own)))
 
@@ -153,17 +161,22 @@ class _ParameterSite:
         if self._paths and not any(all(c.holds(architecture) for c in path) for path in self._paths):
             return None
         own = {label: architecture[label] for label in self._own}
-        frozen = Freezer(own)(self._module)
-        key = f"{self.name} {sorted(own.items())}"
-        return Part(self.name, key, frozen, (), is_free=next(frozen.parameters(), None) is None)
+        options = tuple(own.values())
+        if options not in self._parts:
+            frozen = Freezer(own)(self._module)
+            key = f"{self.name} {sorted(own.items())}"
+            is_free = next(frozen.parameters(), None) is None
+            self._parts[options] = Part(self.name, key, frozen, (), is_free)
+        return self._parts[options]
 
 
 def _walk(
     module: nn.Module, name: str, path: tuple[Condition, ...]
 ) -> Iterator[tuple[str, nn.Module, tuple[Condition, ...]]]:
-    """The outermost modules without branches, and what other modules hold of their own."""
+    """The outermost modules without branches, if they hold parameters, and what others hold of their own."""
     if not _has_branches(module):
-        yield name, module, path
+        if next(module.parameters(), None) is not None:
+            yield name, module, path
         return
     bare = nn.ParameterList(parameter for parameter in module.parameters(recurse=False))
     if len(bare):
@@ -288,10 +301,13 @@ class _Findings:
 class _Runner:
     """Runs a copy of the network on the ``meta`` device, each distinct site once."""
 
-    def __init__(self, space: ModelSpace, example_inputs: Sequence[Tensor]) -> None:
+    def __init__(
+        self, space: ModelSpace, example_inputs: Sequence[Tensor], with_memory: bool = False
+    ) -> None:
         self._plain = on_meta(space.network)
         self._space = ModelSpace(copy.deepcopy(self._plain), space.settings)
         self._inputs = [_to_meta(given) for given in example_inputs]
+        self._with_memory = with_memory
         self._modules = dict(self._plain.named_modules())
         self._labels = {name: _value_labels(module) for name, module in self._modules.items()}
         self._parts: dict[tuple[Any, ...], Part] = {}
@@ -304,6 +320,7 @@ class _Runner:
         self._path: list[tuple[str, str, Condition]] = []
         self._containers: list[str] = []
         self._inside_site = False
+        self._events: list[Event] = []
         for name, module in self._space.network.named_modules():
             if isinstance(module, Branching):
                 module.forward = partial(module.run_all, partial(self._branch, name))
@@ -322,12 +339,12 @@ class _Runner:
     def run_anew(self, architecture: Architecture) -> dict[_Key, _Call]:
         """As `run`, whether or not the architecture has been run before."""
         self._architecture, self._seen = architecture, {}
-        self._path, self._containers, self._inside_site = [], [], False
+        self._path, self._containers, self._inside_site, self._events = [], [], False, []
         gates = self._space.gates_of(architecture)
         # Factories called in `forward` (torch.arange) follow the device.
         with torch.no_grad(), torch.device("meta"), self._space.running(gates), _Functions(self._function):
             try:
-                self._space(*self._inputs)
+                output = self._space(*self._inputs)
             except Exception as error:
                 shapes = [tuple(given.shape) for given in self._inputs]
                 raise ValueError(
@@ -335,7 +352,23 @@ class _Runner:
                     "It is run on the meta device (shapes without numbers): give inputs as the network "
                     "takes them, and let its forward not read values of tensors"
                 ) from error
-        return self._seen
+        return self._with_liveness(output) if self._with_memory else self._seen
+
+    def _with_liveness(self, output: Any) -> dict[_Key, _Call]:
+        """The calls of the path that is taken, with what lies in memory during each."""
+        taken = [
+            event
+            for event in self._events
+            if all(condition.holds(self._architecture) for condition in self.conditions[event.site])
+        ]
+        weights = itertools.chain(self._space.network.parameters(), self._space.network.buffers())
+        made = _tensors(output)
+        taken = needed(taken, made)
+        memories = liveness(taken, self._inputs, made, weights)
+        return {
+            event.site: replace(self._seen[event.site], memory=memory)
+            for event, memory in zip(taken, memories, strict=True)
+        }
 
     def own_labels(self, key: _Key) -> tuple[str, ...]:
         return self._labels.get(key.name, ())
@@ -348,7 +381,7 @@ class _Runner:
             graph = self._graph(key, module, call)
             shapes = ", ".join("x".join(map(str, given.shape)) for given in call.inputs)
             self._parts[key] = Part(f"{described} at {shapes}", graph.key, module, call.inputs, graph.is_free)
-        return self._parts[key]
+        return replace(self._parts[key], memory=call.memory) if call.memory else self._parts[key]
 
     def _frozen(self, call: _Call, own: Mapping[str, Option]) -> tuple[nn.Module, str]:
         if call.module is None:
@@ -392,12 +425,22 @@ class _Runner:
         with self._unobserved():
             with torch._C.DisableTorchFunction():  # as above
                 call = _call(inputs, keywords, module=name)
-            self._note(name, call)
+            key = self._note(name, call)
             own = {label: self._architecture[label] for label in self._labels[name]}
             part_key = _part_key(call, own)
             if part_key not in self._graphs:
                 self.part(call, own)
-            return self._graphs[part_key].output
+            graph = self._graphs[part_key]
+            return self._observed(key, graph, (inputs, keywords)) if self._with_memory else graph.output
+
+    def _observed(self, key: _Key, graph: ExecutedGraph, given: Any) -> Any:
+        """The output as tensors of its own: which ones are used, and until when, is looked at."""
+        with torch._C.DisableTorchFunction():
+            tensors: list[Tensor] = []
+            template = _emptied(graph.output, tensors)
+            fresh = [torch.empty_like(tensor) for tensor in tensors]
+        self._events.append(Event(key, _tensors(given), fresh, graph.is_free))
+        return _filled(template, fresh)
 
     def _function(
         self, function: Callable[..., Any], inputs: tuple[Any, ...], keywords: Mapping[str, Any]
@@ -409,7 +452,12 @@ class _Runner:
             if any(isinstance(thing, Tensor) for thing in _flat(output)):
                 container = self._containers[-1] if self._containers else ""
                 name = f"{container}:{_function_name(function)}".lstrip(":")
-                self._note(name, _call(inputs, keywords, function=function))
+                call = _call(inputs, keywords, function=function)
+                key = self._note(name, call)
+                if self._with_memory:
+                    self.part(call, {})
+                    is_free = self._graphs[_part_key(call, {})].is_free
+                    self._events.append(Event(key, _tensors((inputs, keywords)), _tensors(output), is_free))
             return output
 
     @contextmanager
@@ -420,11 +468,12 @@ class _Runner:
         finally:
             self._inside_site = False
 
-    def _note(self, name: str, call: _Call) -> None:
+    def _note(self, name: str, call: _Call) -> _Key:
         branches = tuple((branching, child) for branching, child, _ in self._path)
         key = next(key for n in itertools.count() if (key := _Key(name, branches, n)) not in self._seen)
         self._seen[key] = call
         self.conditions.setdefault(key, tuple(condition for *_, condition in self._path))
+        return key
 
 
 class _Functions(TorchFunctionMode):
@@ -520,7 +569,14 @@ def _undecided(key: _Key, call: _Call | None) -> RuntimeError:
 
 
 def _signature(call: _Call | None) -> str | None:
-    return None if call is None else call.signature
+    if call is None:
+        return None
+    return call.signature if call.memory is None else f"{call.signature} {call.memory}"
+
+
+def _tensors(thing: Any) -> list[Tensor]:
+    """Those in nested containers, in the order of `_emptied`."""
+    return [item for item in _flat(thing) if isinstance(item, Tensor)]
 
 
 def _shifted(space: ModelSpace, base: Architecture, shift: int) -> Architecture:

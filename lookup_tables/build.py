@@ -7,7 +7,7 @@ import json
 import os
 import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, final
@@ -26,9 +26,10 @@ from lookup_tables.session import SessionSettings
 from lookup_tables.table import Accuracy, Entry, LookupTable, Subnet
 
 Progress = Callable[[str, int, int], None]
+Which = tuple[str, str]  # what a measurement is of: its kind, and a key
 
 _SCHEMA = "hwnas table being built, version 1"
-_METHOD = "isolated"
+METHOD = "isolated"
 _OVERHEAD = ("overhead", "empty model")  # what a session costs that does nothing: every entry holds it once
 _TURNS = ("subnet 1", "subnet 2")
 _LEAST_US = 0.05  # an entry that is no dearer than the session's overhead still is an entry
@@ -113,10 +114,18 @@ def build_table(
     for net in subnets:
         if unknown := sorted(set(net.keys) - known):
             raise ValueError(f"'{net.name}' executes what is not among the entries: {', '.join(unknown)}")
-    keyed = {executed_graph(net.module, net.inputs).key: net for net in subnets}
+    keyed = by_key(subnets)
     journal = _Journal(path, space, settings)
     _measure_missing(journal, finished, entries, keyed, seed, report, measurer)
-    table = _table(journal, finished, entries, keyed, space, settings)
+    table = assemble_table(
+        journal.found,
+        {key: source.name for key, source in entries.items()},
+        {key: (net.name, net.keys) for key, net in keyed.items()},
+        device=journal.device,
+        space=space,
+        settings=settings,
+        finished=finished,
+    )
     table.save(path)
     journal.remove()
     return table
@@ -162,7 +171,7 @@ def _finished(path: Path, space: str, settings: SessionSettings) -> LookupTable:
     for what, theirs, ours in (
         ("settings", table.settings, settings),
         ("space", table.space, space),
-        ("method", table.protocol["method"], _METHOD),
+        ("method", table.protocol["method"], METHOD),
     ):
         if theirs != ours:
             differences.append(f"{what}: {theirs} against {ours}")
@@ -182,13 +191,13 @@ class _Journal:
         self._path = path.with_name(path.name + ".building.jsonl")
         self.device = fingerprint(settings.runtime)
         self.settings = settings
-        self.found: dict[tuple[str, str], Measurement] = {}
+        self.found: dict[Which, Measurement] = {}
         if self._path.exists():
             self._resume(space)
         if not self._path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             facts = {"device": self.device.to_json(), "settings": settings.to_json()}
-            self._append({"schema": _SCHEMA, "space": space, "method": _METHOD, **facts})
+            self._append({"schema": _SCHEMA, "space": space, "method": METHOD, **facts})
 
     def add(self, kind: str, key: str, measured: Measurement) -> None:
         self._append({"kind": kind, "key": key, **asdict(measured)})
@@ -227,7 +236,7 @@ class _Journal:
 
     def _differences(self, header: Mapping[str, Any], space: str) -> list[str]:
         then = DeviceFingerprint.from_json(header["device"])
-        here = {"schema": _SCHEMA, "space": space, "method": _METHOD, "settings": self.settings.to_json()}
+        here = {"schema": _SCHEMA, "space": space, "method": METHOD, "settings": self.settings.to_json()}
         return then.differences(self.device) + [
             f"{what}: {header[what]} against {ours}" for what, ours in here.items() if header[what] != ours
         ]
@@ -248,39 +257,62 @@ def _measure_missing(
     report: Progress,
     measurer: Measure,
 ) -> None:
-    """Measures what neither the finished table nor the journal has, all of it mixed.
-
-    A machine drifts over minutes: parts, networks and the networks' second turn meet the same weather, so
-    that drift is noise and not a bias of one against the other.
-    """
-    have: set[tuple[str, str]] = set(journal.found)
+    """Measures what neither the finished table nor the journal has, all of it mixed."""
+    have: set[Which] = set(journal.found)
     if finished is not None:
         have.add(_OVERHEAD)
         have |= {("entry", key) for key in finished.entries}
         have |= {(turn, net.key) for net in finished.subnets for turn in _TURNS}
-    wanted = [_OVERHEAD, *(("entry", key) for key in entries)]
-    wanted += [(turn, key) for key in subnets for turn in _TURNS]
-    missing = [which for which in wanted if which not in have]
+    missing = [which for which in to_measure(entries, subnets, seed) if which not in have]
     if not missing:
         return
-    parts = {key: entries[key] for kind, key in missing if kind == "entry"}
-    # One at least, to look at between others.
-    nets = {key: subnets[key] for kind, key in missing if kind in _TURNS} or dict([*subnets.items()][:1])
-    whole = _exported(nets, journal.settings, "exporting networks", report)
-    models = {_OVERHEAD: _empty_model()}
-    blocks = _exported(parts, journal.settings, "exporting blocks", report)
-    models |= {("entry", key): model for key, model in blocks.items()}
-    models |= {(turn, key): model for key, model in whole.items() for turn in _TURNS}
-    random.Random(seed).shuffle(missing)
+    models, reference = export_models(missing, entries, subnets, journal.settings, report)
     by_name = {f"{kind} {key}": (kind, key) for kind, key in missing}
     measurer(
         {name: models[which] for name, which in by_name.items()},
         journal.settings,
-        reference=_middle(whole),
+        reference=reference,
         seed=seed,
         progress=_step(report, "measuring"),
         on_result=lambda name, measured: journal.add(*by_name[name], measured),
     )
+
+
+def by_key(subnets: Sequence[SubnetSource]) -> dict[str, SubnetSource]:
+    """Each network once, by the digest of what it executes."""
+    return {executed_graph(net.module, net.inputs).key: net for net in subnets}
+
+
+def to_measure(entries: Iterable[str], subnets: Iterable[str], seed: int) -> list[Which]:
+    """What a table is made of, by the keys of its parts and networks, in the order of measuring.
+
+    A machine drifts over minutes: parts, networks and the networks' second turn are mixed, so that they meet
+    the same weather, and drift is noise and not a bias of one against the other.
+    """
+    wanted = [_OVERHEAD, *(("entry", key) for key in entries)]
+    wanted += [(turn, key) for key in subnets for turn in _TURNS]
+    random.Random(seed).shuffle(wanted)
+    return wanted
+
+
+def export_models(
+    wanted: Iterable[Which],
+    entries: Mapping[str, EntrySource],
+    subnets: Mapping[str, SubnetSource],
+    settings: SessionSettings,
+    report: Progress,
+) -> tuple[dict[Which, bytes], bytes]:
+    """The model of each measurement, and one of middling size to look at between them."""
+    wanted = list(wanted)
+    parts = {key: entries[key] for kind, key in wanted if kind == "entry"}
+    # One at least, to look at between others.
+    nets = {key: subnets[key] for kind, key in wanted if kind in _TURNS} or dict([*subnets.items()][:1])
+    whole = _exported(nets, settings, "exporting networks", report)
+    models = {_OVERHEAD: _empty_model()}
+    blocks = _exported(parts, settings, "exporting blocks", report)
+    models |= {("entry", key): model for key, model in blocks.items()}
+    models |= {(turn, key): model for key, model in whole.items() for turn in _TURNS}
+    return {which: models[which] for which in wanted}, _middle(whole)
 
 
 def _step(report: Progress, what: str) -> Callable[[int, int], None]:
@@ -316,32 +348,44 @@ def _exported(
     return {key: quantise_untrained(model) for key, model in models.items()}
 
 
-def _table(
-    journal: _Journal,
-    finished: LookupTable | None,
-    sources: Mapping[str, EntrySource],
-    nets: Mapping[str, SubnetSource],
+def assemble_table(
+    found: Mapping[Which, Measurement],
+    names: Mapping[str, str],
+    nets: Mapping[str, tuple[str, tuple[str, ...]]],
+    *,
+    device: DeviceFingerprint,
     space: str,
     settings: SessionSettings,
+    clock: str | None = None,
+    finished: LookupTable | None = None,
 ) -> LookupTable:
+    """The table that measurements make, with its calibration and its held-out error.
+
+    Args:
+        found: the measurements.
+        names: of the entries, by key.
+        nets: name and parts of the networks, by key.
+        device: which measured.
+        space, settings: as for `build_table`.
+        clock: what was read; by default what the settings say.
+        finished: a table that is completed.
+    """
     entries = dict(finished.entries) if finished else {}
     subnets = {net.key: net for net in finished.subnets} if finished else {}
-    overhead = finished.protocol["overhead_us"] if finished else journal.found[_OVERHEAD].median_us
-    for key, source in sources.items():
+    overhead = finished.protocol["overhead_us"] if finished else found[_OVERHEAD].median_us
+    for key, name in names.items():
         if key not in entries:
-            alone = journal.found["entry", key]
+            alone = found["entry", key]
             # Its own, without the session's.
             median, low, high = (
                 max(number - overhead, _LEAST_US) for number in (alone.median_us, alone.p10_us, alone.p90_us)
             )
-            entries[key] = Entry(key, source.name, median, low, high, alone.samples)
-    for key, net in nets.items():
+            entries[key] = Entry(key, name, median, low, high, alone.samples)
+    for key, (name, parts) in nets.items():
         if key not in subnets:
-            once, again = (journal.found[turn, key] for turn in _TURNS)
+            once, again = (found[turn, key] for turn in _TURNS)
             spread = {"median_us": once.median_us, "p10_us": once.p10_us, "p90_us": once.p90_us}
-            subnets[key] = Subnet(
-                key, net.name, net.keys, **spread, samples=once.samples, repeat_us=again.median_us
-            )
+            subnets[key] = Subnet(key, name, parts, **spread, samples=once.samples, repeat_us=again.median_us)
     sums = [sum(entries[key].median_us for key in net.parts) for net in subnets.values()]
     counts = [len(net.parts) for net in subnets.values()]
     firsts = [net.median_us for net in subnets.values()]
@@ -351,9 +395,9 @@ def _table(
     return LookupTable(
         space=space,
         date=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        device=journal.device,
+        device=device,
         settings=settings,
-        protocol={"method": _METHOD, "clock": settings.clock, "overhead_us": overhead},
+        protocol={"method": METHOD, "clock": clock or settings.clock, "overhead_us": overhead},
         entries=entries,
         subnets=tuple(subnets.values()),
         calibration=calibrate(sums, counts, means, least),

@@ -122,9 +122,14 @@ def _cpu() -> str:
 
 
 def _linux_cpu(cpuinfo: Path, board: Path) -> str:
-    """The CPU's name and its family, model and stepping; on ARM, which has no name, the board's and parts."""
     text = cpuinfo.read_text(errors="replace") if cpuinfo.exists() else ""
-    pairs = [line.partition(":") for line in text.splitlines()]
+    name = board.read_text(errors="replace").strip("\0\n ") if board.exists() else ""
+    return cpu_name(text, name)
+
+
+def cpu_name(cpuinfo: str, board: str) -> str:
+    """The CPU's name and its family, model and stepping; on ARM, which has no name, the board's and parts."""
+    pairs = [line.partition(":") for line in cpuinfo.splitlines()]
     values: dict[str, list[str]] = {}
     for key, _, value in pairs:
         values.setdefault(key.strip(), []).append(value.strip())
@@ -133,5 +138,4 @@ def _linux_cpu(cpuinfo: Path, board: Path) -> str:
         numbers = [f"{key} {values[key][0]}" for key in ("cpu family", "model", "stepping") if key in values]
         return values["model name"][0] + (f" ({', '.join(numbers)})" if numbers else "")
     parts = [f"part {part}" for part in sorted(set(values.get("CPU part", [])))]
-    name = board.read_text(errors="replace").strip("\0\n ") if board.exists() else ""
-    return " ".join([*filter(None, [name]), *([f"({', '.join(parts)})"] if parts else [])])
+    return " ".join([*filter(None, [board]), *([f"({', '.join(parts)})"] if parts else [])])

@@ -10,6 +10,9 @@ and the worst was 8.4 % off. Of twelve calls of `measure_latency` on three netwo
 invalid; the valid ones of a network were within 1.2, 1.7 and 4.0 % of each other. Samples last 1 ms because
 a longer one is more often interrupted and finds cold caches afterwards: from the same recording, cut into
 samples of 1 and of 2 ms, the noise floors of these networks were 2.0 to 3.3 % and 5.1 to 8.2 %.
+
+This file goes into bundles (`lookup_tables.bundle`), so that other devices measure alike: it runs on Python
+3.8 and needs numpy and `lookup_tables.session` alone.
 """
 
 from __future__ import annotations
@@ -21,28 +24,29 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, final
+from typing import IO, TYPE_CHECKING, Any, final
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
 
 from lookup_tables.session import SessionSettings
 
-Progress = Callable[[int, int], None]
-# Opens a model, samples it, closes it; None stands for the reference model.
-Visit = Callable[[str | None], Sequence[float]]
+if TYPE_CHECKING:
+    Progress = Callable[[int, int], None]
+    # Opens a model, samples it, closes it; None stands for the reference model.
+    Visit = Callable[[str | None], Sequence[float]]
 
 _TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _WORKER = Path(__file__).with_name("worker.py")
 
 _CHUNK = 24  # models a worker process
 _SEGMENT = 8  # models between two looks at the reference
-_WARMUPS = 4
-_SAMPLES = 7  # a session
-_SAMPLE_SECONDS = 0.001
+WARMUPS = 4
+SAMPLES = 7  # a session
+SAMPLE_SECONDS = 0.001
 
 _REFERENCE_MOVED = 0.04  # a round whose reference is further than this from its median is dropped
 _LONGEST = 2  # times the rounds that were asked, while rounds are dropped
@@ -122,13 +126,38 @@ def measure(
         ValueError: ``rounds`` is not positive, or the runtime cannot run a model, which is named.
         RuntimeError: a worker died; the model that it was at is named.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds must be at least 1, got {rounds}")
     if reference is None:
         reference = _reference_model()
+    return measure_by(
+        lambda chunk: in_worker(chunk, models, reference, settings, seed),
+        list(models),
+        rounds=rounds,
+        seed=seed,
+        progress=progress,
+        on_result=on_result,
+    )
+
+
+def measure_by(
+    visiting: Callable[[Sequence[str]], AbstractContextManager[Visit]],
+    keys: Sequence[str],
+    *,
+    rounds: int = 8,
+    seed: int = 0,
+    progress: Progress | None = None,
+    on_result: Callable[[str, Measurement], None] | None = None,
+) -> dict[str, Measurement]:
+    """The protocol of `measure`, whatever takes the samples.
+
+    Args:
+        visiting: makes up to 24 models ready and gives the function that samples one in a fresh session.
+        keys: of the models.
+        rounds, seed, progress, on_result: as for `measure`.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
     results: dict[str, Measurement] = {}
     expected: list[float] = []  # of the reference, by worker
-    keys = list(models)
     for first in range(0, len(keys), _CHUNK):
         chunk = keys[first : first + _CHUNK]
 
@@ -136,16 +165,9 @@ def measure(
             if progress is not None:
                 progress(first + size * min(done, rounds) // rounds, len(keys))
 
-        with (
-            tempfile.TemporaryDirectory(prefix="lookup_tables-") as folder,
-            _Worker(settings, seed) as worker,
-        ):
-            paths: dict[str | None, Path] = {key: Path(folder, f"{i}.onnx") for i, key in enumerate(chunk)}
-            paths[None] = Path(folder, "reference.onnx")
-            for key, path in paths.items():
-                path.write_bytes(reference if key is None else models[key])
+        with visiting(chunk) as visit:
             kept, reference_us = _rounds(
-                _visit(worker, paths),
+                visit,
                 chunk,
                 rounds,
                 random.Random(f"{seed} {first}"),
@@ -158,6 +180,30 @@ def measure(
             if on_result is not None:
                 on_result(key, results[key])
     return results
+
+
+@contextmanager
+def in_worker(
+    keys: Sequence[str],
+    models: Mapping[str, bytes],
+    reference: bytes,
+    settings: SessionSettings,
+    seed: int,
+    command: Sequence[str] | None = None,
+) -> Iterator[Visit]:
+    """A process that samples these models, for `measure_by`; ``command`` starts it in place of our own."""
+    scratch = tempfile.TemporaryDirectory(prefix="lookup_tables-")
+    with scratch as folder, _Worker(settings, seed, command) as worker:
+        paths: dict[str | None, Path] = {key: Path(folder, f"{i}.onnx") for i, key in enumerate(keys)}
+        paths[None] = Path(folder, "reference.onnx")
+        for key, path in paths.items():
+            path.write_bytes(reference if key is None else models[key])
+
+        def visit(key: str | None) -> Sequence[float]:
+            name = "the reference model" if key is None else f"model '{key}'"
+            return worker.measure(paths[key], name, SAMPLES)
+
+        yield visit
 
 
 def measure_latency(
@@ -200,6 +246,9 @@ def measure_latency(
 
 def _reference_model() -> bytes:
     """Three 3x3 convolutions with ReLU, 32 channels at 16x16: a model to watch the machine by."""
+    # A bundle brings its own reference model, to devices that have no onnx.
+    from onnx import TensorProto, helper, numpy_helper
+
     weights = np.random.default_rng(0).standard_normal((32, 32, 3, 3)).astype(np.float32) / 17
     names = ["input", "first", "second", "output"]
     nodes = []
@@ -287,31 +336,24 @@ def _centre(references: Sequence[float], expected_us: float | None) -> float:
     return float(np.median(references)) if expected_us is None else expected_us
 
 
-def _visit(worker: _Worker, paths: Mapping[str | None, Path]) -> Visit:
-    def visit(key: str | None) -> Sequence[float]:
-        name = "the reference model" if key is None else f"model '{key}'"
-        return worker.measure(paths[key], name, _SAMPLES)
-
-    return visit
-
-
 @final
 class _Worker:
     """A process that measures on command; a context, at whose end it is gone."""
 
-    def __init__(self, settings: SessionSettings, seed: int) -> None:
+    def __init__(self, settings: SessionSettings, seed: int, command: Sequence[str] | None = None) -> None:
         self._command: dict[str, Any] = {
             "runtime": settings.runtime,
             "threads": settings.threads,
             "optimisation": settings.optimisation,
             "clock": settings.clock,
             "seed": seed,
-            "warmups": _WARMUPS,
-            "sample_seconds": _SAMPLE_SECONDS,
+            "warmups": WARMUPS,
+            "sample_seconds": SAMPLE_SECONDS,
         }
         self._errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed in __exit__
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(_WORKER)],  # -P: our module names must not hide anyone else's
+            # -P: our module names must not hide anyone else's
+            [*(command or (sys.executable, "-P", str(_WORKER)))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

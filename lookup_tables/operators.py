@@ -12,6 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 Shape = tuple[int, ...]
 
+# Their kernels on `meta`, and BatchNorm's, are decompositions in Python: up to 3 ms a call.
+_LIKE_INPUT = {
+    torch.ops.aten.gelu.default,
+    torch.ops.aten.hardsigmoid.default,
+    torch.ops.aten.hardswish.default,
+    torch.ops.aten.hardtanh.default,
+    torch.ops.aten.relu.default,
+}
+_IN_PLACE = {torch.ops.aten.hardswish_.default, torch.ops.aten.hardtanh_.default}
+
 
 @final
 @dataclass(frozen=True)
@@ -49,10 +59,15 @@ stride=(2, 2), groups=1)]
 
 
 def run_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What an operator returns; on ``meta`` without the slow way round that torch takes for BatchNorm."""
-    if func is torch.ops.aten.native_batch_norm.default and args[0].is_meta and not args[5]:
-        # Its meta kernel is a decomposition in Python: 3 ms a call, for a shape that is known.
-        return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
+    """What an operator returns; on ``meta`` without torch's way round for some whose shape is known."""
+    first = args[0] if args else None
+    if isinstance(first, Tensor) and first.is_meta:
+        if func is torch.ops.aten.native_batch_norm.default and not args[5]:
+            return torch.empty_like(first), first.new_empty(0), first.new_empty(0)
+        if func in _LIKE_INPUT:
+            return torch.empty_like(first)
+        if func in _IN_PLACE:
+            return first
     return func(*args, **kwargs)
 
 

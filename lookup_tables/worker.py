@@ -166,7 +166,7 @@ def answer(command: dict[str, Any]) -> dict[str, Any]:
     return {"us": us}
 
 
-def main() -> None:
+def serve() -> None:
     """Answers until the standard input ends."""
     # Answers go where nothing else is printed: what a native library writes to stdout goes to stderr.
     answers = os.fdopen(os.dup(1), "w")
@@ -179,4 +179,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve()

@@ -3,12 +3,36 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hwnas.spaces.fbnet import FBNet
+from hwnas.spaces.mobilenet_v3 import MobileNetV3
+from hwnas.spaces.nas_bench_201 import NASBench201
+from hwnas.spaces.pfld import PFLD
+from hwnas.spaces.proxyless_nas import ProxylessNAS
 from hwnas.spaces.published import Conformance, Published, conformance
+from hwnas.spaces.shufflenet_v2 import ShuffleNetV2
 from hwnas.spaces.small_mobilenet import SmallMobileNet
 
 SPACES: Mapping[str, type[Any]] = {
+    "fbnet": FBNet,
+    "mobilenet-v3": MobileNetV3,
+    "nas-bench-201": NASBench201,
+    "pfld": PFLD,
+    "proxylessnas": ProxylessNAS,
+    "shufflenet-v2": ShuffleNetV2,
     "small-mobilenet": SmallMobileNet,
 }
 """Every ready-made space by the name that the command line knows it by."""
 
-__all__ = ["SPACES", "Conformance", "Published", "SmallMobileNet", "conformance"]
+__all__ = [
+    "PFLD",
+    "SPACES",
+    "Conformance",
+    "FBNet",
+    "MobileNetV3",
+    "NASBench201",
+    "ProxylessNAS",
+    "Published",
+    "ShuffleNetV2",
+    "SmallMobileNet",
+    "conformance",
+]
