@@ -390,7 +390,7 @@ def measure_bundle(folder: Path, arguments: argparse.Namespace) -> None:
     """Measures what is missing."""
     manifest = read_manifest(folder)
     settings = SessionSettings.from_json(manifest["settings"])
-    device = fingerprint()
+    device = fingerprint(settings.runtime)
     if [int(part) for part in device.onnxruntime.split(".")[:2]] < _LEAST_ONNXRUNTIME:
         raise ValueError(
             f"onnxruntime is {device.onnxruntime}; the models need 1.18 or newer: {sys.executable} -m pip "
