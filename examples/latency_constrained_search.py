@@ -44,6 +44,7 @@ budget_ms = sum(latency.cost.bounds()) / 2  # half-way between the cheapest and 
 strategy = Proxyless(penalty=LagrangianPenalty(latency, budget_ms), arch_dataloader=arch_dataloader(data))
 lightning = {"accelerator": args.accelerator, "devices": args.devices, "default_root_dir": args.out}
 lightning["max_epochs"] = 1 if args.smoke else 4
+lightning["strategy"] = "auto" if args.devices == "1" else "ddp_find_unused_parameters_true"
 Trainer(callbacks=[strategy], **lightning).fit(Classification(space, 10), datamodule=data)
 architecture = strategy.architecture(max_cost={latency: budget_ms})  # exactly within it, by the table
 subnet = space.freeze(architecture)  # plain torch.nn, weights inherited

@@ -71,10 +71,13 @@ trainer = pl.Trainer(
     max_epochs=1 if args.smoke else args.epochs,
     accelerator=args.accelerator,
     devices=args.devices,
+    strategy="auto" if args.devices == "1" else "ddp_find_unused_parameters_true",
     callbacks=[strategy],
     default_root_dir=args.out,
 )
 trainer.fit(Classification(space, 10), datamodule=data)
+if not trainer.is_global_zero:
+    raise SystemExit  # one process goes on
 
 evaluate = SupernetEvaluator(
     space.cpu(),

@@ -276,13 +276,29 @@ def export(
     input_shape: Annotated[str, typer.Option(help="channels x height x width, without --data")] = "1x28x28",
     num_classes: Annotated[int, typer.Option(min=1, help="without --data")] = 10,
     dynamic_batch: Annotated[bool, typer.Option(help="leave the batch open")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="compute in INT8, ranges from training images of --data")
+    ] = False,
+    ort: Annotated[
+        bool, typer.Option("--ort", help="also in ONNX Runtime's mobile format, beside the ONNX file")
+    ] = False,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(help="compare with openvino, ncnn, mnn or litert; repeatable, or all"),
+    ] = None,
+    max_latency_ms: Annotated[
+        float | None, typer.Option(help="a budget: the file is measured and gets a certificate")
+    ] = None,
+    threads: Threads = 1,
+    optimisation: Level = Optimisation.all,
 ) -> None:
-    """Write the ONNX file of an architecture with the weights of a checkpoint."""
+    """Write the file of an architecture with the weights of a checkpoint, and check that very file."""
     console = Console()
     with told_errors(console):
+        from hwnas.engines import ENGINES
         from hwnas.subnet_export import export_from_checkpoint
 
-        facts = export_from_checkpoint(
+        exported = export_from_checkpoint(
             architecture,
             checkpoint,
             out,
@@ -292,13 +308,31 @@ def export(
             input_shape=parsed_shape(input_shape),
             num_classes=num_classes,
             dynamic_batch=dynamic_batch,
+            int8=int8,
+            ort=ort,
+            engines=ENGINES if engine == ["all"] else engine or (),
+            max_latency_ms=max_latency_ms,
+            threads=threads,
+            optimisation=optimisation.value,
         )
+        if exported.mobile_usability is not None:
+            console.print(exported.mobile_usability, markup=False, highlight=False)
+        facts = {"file": exported.file, "parity_max_abs_diff": exported.parity_max_abs_diff}
+        if exported.test_accuracy is not None:
+            facts["test_accuracy"] = exported.test_accuracy
+        facts |= {f"parity {name}": found for name, found in exported.engines.items()}
         for name, fact in facts.items():
-            console.print(f"{name:<22} {fact}")
+            console.print(f"{name:<22} {fact}", markup=False)
+        if exported.certificate is not None:
+            print_certificate(console, exported.certificate)
+            if not exported.certificate.passed:
+                raise typer.Exit(1)
 
 
 @app.command()
-def verify(path: Annotated[Path, typer.Argument(help="an ONNX file with a certificate")]) -> None:
+def verify(
+    path: Annotated[Path, typer.Argument(help="a certified file, *.onnx or *.ort")],
+) -> None:
     """Measure a certified file again: does its promise hold here? Exit code 0 or 1."""
     console = Console()
     with told_errors(console):
@@ -387,17 +421,22 @@ def read_architecture(path: Path, space: ModelSpace) -> dict[str, Any]:
 
 
 def print_certificate(console: Console, certificate: Certificate) -> None:
-    low, high = certificate.predicted_interval_ms
+    predicted = "-"
+    if certificate.predicted_ms is not None and certificate.predicted_interval_ms is not None:
+        low, high = certificate.predicted_interval_ms
+        predicted = f"{certificate.predicted_ms:.4f} ms  ({low:.4f} to {high:.4f})"
+    session = certificate.runtime["session"]
     printed = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     accuracy = certificate.test_accuracy
     rows = {
         "budget": f"{certificate.budget_ms:.4f} ms",
-        "predicted": f"{certificate.predicted_ms:.4f} ms  ({low:.4f} to {high:.4f})",
+        "predicted": predicted,
         "measured": f"{certificate.measured_ms:.4f} ms  (p10 {certificate.measured_p10_ms:.4f}, "
         f"p90 {certificate.measured_p90_ms:.4f}, noise floor {certificate.noise_floor_percent:.2f} %, "
         f"clock {certificate.clock})",
         "test accuracy": "-" if accuracy is None else f"{100 * accuracy:.2f} %",
-        "torch against ONNX": f"{certificate.parity_max_abs_diff:.2g}",
+        "session": ", ".join(f"{name} {value}" for name, value in session.items()),
+        "torch against file": f"{certificate.parity_max_abs_diff:.2g}",
         "size": f"{certificate.macs / 1e6:.2f} M multiply-adds, {certificate.params:,.0f} parameters",
         "architecture": json.dumps(certificate.architecture),
         "certificate": ("[green]passed" if certificate.passed else "[red]not passed")
