@@ -66,7 +66,8 @@ def build_latency_table(
         name: of the space, for the table's readers.
         settings: of the sessions, as they will be deployed.
         method: of measuring sites (`lookup_tables.build_table`). None: that of the finished table if there is
-            one; otherwise ``profiled`` for ONNX Runtime in fp32, else ``isolated``.
+            one; otherwise ``profiled`` for ONNX Runtime in fp32, else ``isolated``. Another device measures
+            ``isolated`` (None) or ``slope``.
         subnets: how many whole networks calibrate and check the table.
         seed: of their choice.
         progress: told about every step.
@@ -77,12 +78,16 @@ def build_latency_table(
     chosen = spread_architectures(space, example_input, subnets, seed)
     nets = [subnet_source(space, sites, architecture, example_input) for architecture in chosen]
     if device is not None:
-        if method not in (None, "isolated"):
-            raise ValueError(
-                f"on another device sites are measured by method 'isolated' alone; got {method!r}"
-            )
         return build_table_on(
-            device, entries, nets, path=path, space=name, settings=settings, seed=seed, progress=progress
+            device,
+            entries,
+            nets,
+            path=path,
+            space=name,
+            settings=settings,
+            method=method or "isolated",
+            seed=seed,
+            progress=progress,
         )
     finished = LookupTable.load(path) if path.exists() else None
     if method is None:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from lookup_tables.build import (
     EntrySource,
+    Method,
     Progress,
     SubnetSource,
     Which,
@@ -40,6 +41,7 @@ from lookup_tables.whole_file import write_whole
 
 # The runner and all that it is made of; a name stands in one of them only.
 _RUNNER_MODULES = ("worker", "session", "device", "measure", "runner")
+_METHODS = ("isolated", "slope")
 _SHOWN = 3  # missing measurements that an error names
 
 _HEAD = '''#!/usr/bin/env python3
@@ -72,6 +74,7 @@ def write_bundle(
     *,
     space: str,
     settings: SessionSettings,
+    method: Method = "isolated",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> None:
@@ -83,18 +86,22 @@ def write_bundle(
     Args:
         entries, subnets, space, settings, seed, progress: as for `lookup_tables.build_table`.
         folder: of the bundle.
+        method: ``isolated`` or ``slope``, as for `lookup_tables.build_table`.
 
     Raises:
-        ValueError: no subnet, a module that cannot be exported, or a folder that holds something else.
+        ValueError: no subnet, a method that reads ONNX Runtime's profiles, a module that cannot be exported,
+            or a folder that holds something else.
     """
     if not subnets:
         raise ValueError("a table is calibrated on whole networks: give at least one subnet")
+    if method not in _METHODS:
+        raise ValueError(f"elsewhere entries are measured as {' or '.join(_METHODS)}; got {method!r}")
     folder = Path(folder)
     keyed = by_key(subnets)
     asked: dict[str, Any] = {
         "schema": BUNDLE_SCHEMA,
         "space": space,
-        "method": "isolated",
+        "method": method,
         "settings": settings.to_json(),
         "seed": seed,
         "entries": {key: source.name for key, source in entries.items()},
@@ -107,7 +114,7 @@ def write_bundle(
         return
     if folder.exists() and any(path.name not in (RUNNER, "models") for path in folder.iterdir()):
         raise ValueError(f"'{folder}' holds other files; write the bundle into a new folder")
-    wanted = to_measure(entries, keyed, seed)
+    wanted = to_measure(entries, keyed, seed, method)
     report = progress or (lambda what, done, total: None)
     models, reference = export_models(wanted, entries, keyed, settings, report)
     files: dict[str, bytes] = {RUNNER: runner_script().encode()}
@@ -143,6 +150,7 @@ def build_table_on(
     path: str | Path,
     space: str,
     settings: SessionSettings,
+    method: Method = "isolated",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> LookupTable:
@@ -154,6 +162,7 @@ def build_table_on(
     Args:
         device: which measures.
         entries, subnets, path, space, settings, seed, progress: as for `lookup_tables.build_table`.
+        method: as for `write_bundle`.
 
     Raises:
         ValueError: as for `write_bundle`; the device cannot be reached or cannot measure; or there is a table
@@ -162,15 +171,25 @@ def build_table_on(
     path = Path(path)
     if path.exists():
         there = LookupTable.load(path)
-        if (there.space, there.settings) != (space, settings) or entries.keys() - there.entries.keys():
+        facts = there.space, there.settings, there.protocol["method"]
+        if facts != (space, settings, method) or entries.keys() - there.entries.keys():
             raise ValueError(
-                f"'{path}' holds a table of another space, other settings or fewer entries; build into "
-                "another file, or move it away"
+                f"'{path}' holds a table of another space, method, other settings or fewer entries; build "
+                "into another file, or move it away"
             )
         return there
     report = progress or (lambda what, done, total: None)
     folder = path.with_name(f"{path.name}.bundle")
-    write_bundle(entries, subnets, folder, space=space, settings=settings, seed=seed, progress=report)
+    write_bundle(
+        entries,
+        subnets,
+        folder,
+        space=space,
+        settings=settings,
+        method=method,
+        seed=seed,
+        progress=report,
+    )
     device.measure(folder, report)
     table = import_bundle(folder)
     table.save(path)
@@ -220,6 +239,7 @@ def import_bundle(path: str | Path) -> LookupTable:
             space=manifest["space"],
             settings=SessionSettings.from_json(manifest["settings"]),
             clock=results.header["clock"],
+            method=manifest["method"],
         )
     except (KeyError, TypeError) as error:
         raise ValueError(

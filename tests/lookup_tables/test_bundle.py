@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lookup_tables import build, bundle, runner
-from lookup_tables.build import build_table
+from lookup_tables.build import Method, build_table
 from lookup_tables.bundle import import_bundle, runner_script, write_bundle
 from lookup_tables.device import DeviceFingerprint, fingerprint
 from lookup_tables.measure import Measurement
@@ -96,9 +96,13 @@ def test_bundle_is_left_as_it_is_or_completed_but_never_replaced(
         bundled(tmp_path)
 
 
-def test_bundle_needs_networks(tmp_path: Path) -> None:
+def test_bundle_needs_networks_and_a_method_that_runs_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one subnet"):
         bundled(tmp_path / "b", subnets=[])
+    with pytest.raises(
+        ValueError, match="elsewhere entries are measured as isolated or slope; got 'profiled'"
+    ):
+        bundled(tmp_path / "b", method="profiled")
 
 
 # ---- the script
@@ -202,8 +206,9 @@ def test_runtime_that_cannot_measure_is_told_at_the_start(
 # ---- the results
 
 
-def test_import_equals_a_build_with_the_same_measurements(tmp_path: Path) -> None:
-    folder = bundled(tmp_path / "b")
+@pytest.mark.parametrize("method", ["isolated", "slope"])
+def test_import_equals_a_build_with_the_same_measurements(tmp_path: Path, method: Method) -> None:
+    folder = bundled(tmp_path / "b", method=method)
     results = measured(folder)
 
     def replay(models: Any, settings: Any, *, on_result: Any, **_: Any) -> dict[str, Measurement]:
@@ -212,11 +217,18 @@ def test_import_equals_a_build_with_the_same_measurements(tmp_path: Path) -> Non
         return results.found
 
     here = build_table(
-        parts(), nets(3), path=tmp_path / "t.json", space="tiny", settings=SessionSettings(), measurer=replay
+        parts(),
+        nets(3),
+        path=tmp_path / "t.json",
+        space="tiny",
+        settings=SessionSettings(),
+        method=method,
+        measurer=replay,
     )
     there = import_bundle(folder)
     assert replace(there, date="", protocol={}) == replace(here, date="", protocol={})
     assert there.protocol == {**here.protocol, "clock": "wall"}  # which the header says
+    assert {entry.method for entry in there.entries.values()} == {method}
 
 
 def test_table_is_of_the_device_that_measured(tmp_path: Path) -> None:
