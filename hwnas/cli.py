@@ -68,6 +68,10 @@ DataName = Annotated[
 ]
 Threads = Annotated[int, typer.Option(min=1, help="of the session")]
 Level = Annotated[Optimisation, typer.Option(help="ONNX Runtime's graph optimisation")]
+RuntimeOption = Annotated[Runtime, typer.Option(help="what runs the files")]
+PrecisionOption = Annotated[
+    Precision, typer.Option(help="int8: every site and network is quantised before it is measured")
+]
 Seed = Annotated[int, typer.Option(help="of everything that is drawn")]
 
 
@@ -158,10 +162,8 @@ def table_build(
     num_classes: Annotated[int, typer.Option(min=1)] = 10,
     threads: Threads = 1,
     optimisation: Level = Optimisation.all,
-    runtime: Annotated[Runtime, typer.Option(help="what runs the files")] = Runtime.onnxruntime,
-    precision: Annotated[
-        Precision, typer.Option(help="int8: every site and network is quantised before it is measured")
-    ] = Precision.fp32,
+    runtime: RuntimeOption = Runtime.onnxruntime,
+    precision: PrecisionOption = Precision.fp32,
     seed: Seed = 0,
     remote: Annotated[
         str | None, typer.Option(help="measure on user@host[:port] by ssh; default: on this machine")

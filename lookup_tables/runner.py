@@ -386,16 +386,23 @@ def _progress(results: Results, as_json: bool) -> Callable[[int, int], None]:
     return tell
 
 
+def _check_runtime(device: DeviceFingerprint, runtime: str) -> None:
+    old = [int(part) for part in device.onnxruntime.split(".")[:2]] < _LEAST_ONNXRUNTIME
+    if runtime == "onnxruntime" and old:
+        raise ValueError(
+            f"onnxruntime is {device.onnxruntime}; the models need 1.18 or newer: {sys.executable} -m pip "
+            "install --upgrade onnxruntime"
+        )
+    if runtime == "openvino" and device.openvino == "none":
+        raise ValueError(f"openvino is missing: {sys.executable} -m pip install openvino")
+
+
 def measure_bundle(folder: Path, arguments: argparse.Namespace) -> None:
     """Measures what is missing."""
     manifest = read_manifest(folder)
     settings = SessionSettings.from_json(manifest["settings"])
     device = fingerprint(settings.runtime)
-    if [int(part) for part in device.onnxruntime.split(".")[:2]] < _LEAST_ONNXRUNTIME:
-        raise ValueError(
-            f"onnxruntime is {device.onnxruntime}; the models need 1.18 or newer: {sys.executable} -m pip "
-            "install --upgrade onnxruntime"
-        )
+    _check_runtime(device, settings.runtime)
     cpus = None if arguments.no_pin else pin(settings.threads)
     results = Results(folder / RESULTS)
     files = _Files(folder, manifest)

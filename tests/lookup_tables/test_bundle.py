@@ -182,12 +182,21 @@ def test_runner_says_in_a_line_what_is_wrong_with_its_folder(tmp_path: Path) -> 
     assert "Traceback" not in errors
 
 
-def test_runtime_that_is_too_old_for_the_models_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("facts", "runtime", "says"),
+    [
+        ({"onnxruntime": "1.9.0"}, "onnxruntime", r"onnxruntime is 1.9.0; the models need 1.18 .*--upgrade"),
+        ({"openvino": "none"}, "openvino", "openvino is missing: .* -m pip install openvino"),
+    ],
+)
+def test_runtime_that_cannot_measure_is_told_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, facts: dict[str, str], runtime: Any, says: str
 ) -> None:
-    monkeypatch.setattr(runner, "fingerprint", lambda: replace(fingerprint(), onnxruntime="1.9.0"))
-    with pytest.raises(ValueError, match=r"onnxruntime is 1.9.0; the models need 1.18 or newer: .*--upgrade"):
-        runner.measure_bundle(bundled(tmp_path / "b"), runner._arguments(["--no-pin"]))
+    folder = bundled(tmp_path / "b", settings=SessionSettings(runtime=runtime))
+    monkeypatch.setattr(runner, "fingerprint", lambda _: replace(fingerprint(), **facts))
+    with pytest.raises(ValueError, match=says):
+        runner.measure_bundle(folder, runner._arguments(["--no-pin"]))
+    assert not (folder / "results.jsonl").exists()
 
 
 # ---- the results
