@@ -30,6 +30,9 @@ class LatencyProfiler(Profiler):
     Raises:
         MissingEntryError: the table lacks parts of the space; all are counted and the first are named.
         ValueError: the table is of another device.
+
+    Warns:
+        UserWarning: the table's own held-out error is large, or it is of another device that was allowed.
     """
 
     def __init__(
@@ -47,6 +50,8 @@ class LatencyProfiler(Profiler):
             if not allow_other_device:
                 raise ValueError(f"{text}. Use --allow-other-device to search for that device all the same")
             warnings.warn(text, stacklevel=2)
+        if doubt := table.doubt():
+            warnings.warn(doubt, stacklevel=2)
         self.table = table
         inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
         self._sites = list(space.sites(*inputs))
