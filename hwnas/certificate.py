@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -13,14 +13,17 @@ import numpy
 import onnx
 import onnxruntime
 import torch
+from torch import Tensor, nn
 
-from hwnas.export import read_metadata, write_metadata
+from hwnas.export import parity, read_metadata, write_metadata
 from hwnas.run_folder import read_json, write_json
 from lookup_tables import DeviceFingerprint, LatencyReading, SessionSettings, fingerprint, measure_latency
+from profilers import LatencyProfiler, count_macs, count_parameters
 from profilers.space import Architecture
 
 # A fresh median may lie above the budget by the noise floor, but never by more than this.
 _LARGEST_TOLERANCE_PERCENT = 2.0
+_LARGEST_DIFFERENCE = 1e-3
 _READINGS = 5
 
 
@@ -142,6 +145,88 @@ def patient_reading(
     return reading
 
 
+def certify(
+    path: Path,
+    subnet: nn.Module,
+    latency: LatencyProfiler,
+    architecture: Architecture,
+    budget_ms: float,
+    inputs: Iterable[Tensor],
+    *,
+    test_accuracy: float | None = None,
+    space: str = "",
+    data: str = "",
+    strategy: str = "",
+    seed: int = 0,
+    facts: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Certificate:
+    """Measures an exported subnet on this machine, judges it, and writes its certificate.
+
+    The certificate goes into the file's metadata and beside it, as ``certificate.json``.
+
+    Args:
+        path: what `hwnas.export.export_onnx` wrote.
+        subnet: what was exported; the file is compared with it.
+        latency: by the table that the budget is of.
+        architecture: of the subnet.
+        budget_ms: what was asked.
+        inputs: batches on which file and subnet are compared, at least one; real ones, if there are any.
+        test_accuracy: share of right answers of the file, where it classifies.
+        space, data, strategy, seed: how it was found.
+        facts: more of the file, for its metadata alone: other metrics than the accuracy, say.
+        say: told when a measurement is not valid and is repeated.
+
+    Raises:
+        ValueError: the file is absent or damaged, or its outputs differ by more than 0.001 from the subnet's.
+    """
+    batches = list(inputs)
+    difference = parity(subnet, path, batches)
+    if not difference <= _LARGEST_DIFFERENCE:
+        raise ValueError(
+            f"the exported file and torch differ by {difference:.2g} on real inputs, more than "
+            f"{_LARGEST_DIFFERENCE:g}: '{path}' is not to be used"
+        )
+    settings = latency.table.settings
+    reading = patient_reading(path, settings, say)
+    passed, reason = judge(reading, budget_ms)
+    here = fingerprint(settings.runtime)
+    if others := latency.table.device.differences(here):
+        passed = False
+        reason = (
+            f"the budget is for another device ({'; '.join(others)}): measure there, with "
+            "`hwnas verify subnet.onnx`"
+        )
+    certificate = Certificate(
+        passed=passed,
+        valid=reading.valid,
+        reason=reason,
+        budget_ms=budget_ms,
+        predicted_ms=latency.profile(architecture),
+        predicted_interval_ms=latency.interval(architecture),
+        measured_ms=reading.median_ms,
+        measured_p10_ms=reading.p10_ms,
+        measured_p90_ms=reading.p90_ms,
+        noise_floor_percent=reading.noise_floor_percent,
+        clock=reading.clock,
+        test_accuracy=test_accuracy,
+        parity_max_abs_diff=difference,
+        macs=float(count_macs(subnet, [batches[0][:1]]).headline),
+        params=float(count_parameters(subnet)),
+        architecture=architecture,
+        space=space,
+        data=data,
+        strategy=strategy,
+        seed=seed,
+        device=here.to_json(),
+        runtime=runtime_facts(settings),
+        date=now(),
+    )
+    write_metadata(path, facts or {})
+    certificate.save(path, path.with_name("certificate.json"))
+    return certificate
+
+
 def runtime_facts(settings: SessionSettings) -> dict[str, Any]:
     """Versions and session settings, as a certificate has them."""
     return {
@@ -178,7 +263,7 @@ def verify(path: Path) -> Verification:
     """
     certificate = Certificate.load(path)
     settings = SessionSettings.from_json(certificate.runtime["session"])
-    differences = DeviceFingerprint.from_json(certificate.device).differences(fingerprint())
+    differences = DeviceFingerprint.from_json(certificate.device).differences(fingerprint(settings.runtime))
     reading = patient_reading(path, settings)
     holds, reason = judge(reading, certificate.budget_ms)
     return Verification(certificate, reading, holds, reason, differences)

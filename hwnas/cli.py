@@ -42,11 +42,31 @@ class Optimisation(StrEnum):
     disabled = "disabled"
 
 
+class Runtime(StrEnum):
+    """What runs the files."""
+
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+
+
+class Precision(StrEnum):
+    """What the files compute in."""
+
+    fp32 = "fp32"
+    int8 = "int8"
+
+
 SpaceName = Annotated[
     str, typer.Option("--space", help="a ready-made space, NAME:small, or my_module:MyNetwork")
 ]
-DataName = Annotated[str, typer.Option("--data", help="fashion-mnist, digits, or my_module:my_datamodule")]
-Threads = Annotated[int, typer.Option(min=1, help="of the ONNX Runtime session")]
+DataName = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="fashion-mnist, digits, cifar10, cifar100, imagenet-folder, or my_module:my_datamodule",
+    ),
+]
+Threads = Annotated[int, typer.Option(min=1, help="of the session")]
 Level = Annotated[Optimisation, typer.Option(help="ONNX Runtime's graph optimisation")]
 Seed = Annotated[int, typer.Option(help="of everything that is drawn")]
 
@@ -138,9 +158,30 @@ def table_build(
     num_classes: Annotated[int, typer.Option(min=1)] = 10,
     threads: Threads = 1,
     optimisation: Level = Optimisation.all,
+    runtime: Annotated[Runtime, typer.Option(help="what runs the files")] = Runtime.onnxruntime,
+    precision: Annotated[
+        Precision, typer.Option(help="int8: every site and network is quantised before it is measured")
+    ] = Precision.fp32,
     seed: Seed = 0,
+    remote: Annotated[
+        str | None, typer.Option(help="measure on user@host[:port] by ssh; default: on this machine")
+    ] = None,
+    ssh_option: Annotated[
+        list[str] | None,
+        typer.Option(help="as after ssh -o, such as IdentityFile=~/.ssh/pi; may be repeated"),
+    ] = None,
+    remote_python: Annotated[
+        str, typer.Option(help="on the remote device, from its home folder; needs numpy and onnxruntime")
+    ] = "python3",
+    adb: Annotated[
+        str | None, typer.Option(help="measure on the Android device of this serial, or 'auto': the only one")
+    ] = None,
+    perf_test: Annotated[
+        str | None,
+        typer.Option(help="onnxruntime_perf_test for --adb: a path on the device, or a file here to push"),
+    ] = None,
 ) -> None:
-    """Measure every distinct site of a space on this machine."""
+    """Measure every distinct site of a space, on this machine or on another device."""
     console = Console()
     with told_errors(console):
         import torch
@@ -148,6 +189,7 @@ def table_build(
         from hwnas.latency_table import build_latency_table
         from hwnas.loading import load_space
         from hwnas.progress import bars
+        from hwnas.table_commands import other_device
         from lookup_tables import SessionSettings
 
         shape = parsed_shape(input_shape)
@@ -157,9 +199,10 @@ def table_build(
                 torch.zeros(1, *shape),
                 out,
                 name=space,
-                settings=SessionSettings(threads=threads, optimisation=optimisation.value),
+                settings=SessionSettings(threads, optimisation.value, runtime.value, precision.value),
                 seed=seed,
                 progress=report,
+                device=other_device(remote, ssh_option or [], remote_python, adb, perf_test),
             )
         print_table(console, table, entries=0)
         console.print(f"table  {out}")
@@ -312,7 +355,7 @@ def told_errors(console: Console) -> Iterator[None]:
     except KeyboardInterrupt:
         console.print("[yellow]stopped; the same command goes on from here")
         raise typer.Exit(130) from None
-    except (ValueError, TypeError, SearchFailedError, NonFiniteLossError) as error:
+    except (ValueError, TypeError, FileNotFoundError, SearchFailedError, NonFiniteLossError) as error:
         if os.environ.get("HWNAS_TRACEBACK"):
             raise
         console.print("[red]error:[/]", escape(str(error)), highlight=False, soft_wrap=True)
@@ -363,13 +406,21 @@ def print_certificate(console: Console, certificate: Certificate) -> None:
     console.print(printed, highlight=False)
 
 
+def described_session(table: LookupTable) -> str:
+    settings, device = table.settings, table.device
+    runtime = f"ONNX Runtime {device.onnxruntime}, optimisation {settings.optimisation}"
+    if settings.runtime == "openvino":
+        runtime = f"OpenVINO {device.openvino}"
+    return f"{runtime}, {settings.threads} thread(s), {settings.precision}"
+
+
 def print_table(console: Console, table: LookupTable, entries: int) -> None:
     accuracy = table.accuracy
     printed = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in {
         "space": table.space,
-        "device": f"{table.device.cpu}, {table.device.cores} cores, ONNX Runtime {table.device.onnxruntime}",
-        "session": f"{table.settings.threads} thread(s), optimisation {table.settings.optimisation}",
+        "device": f"{table.device.cpu}, {table.device.cores} cores",
+        "session": described_session(table),
         "measured": table.date,
         "entries": str(len(table.entries)),
         "held-out error": f"MAPE {accuracy.mape_percent:.2f} %, within 5 %: "
@@ -385,3 +436,7 @@ def print_table(console: Console, table: LookupTable, entries: int) -> None:
         for entry in dearest[:entries]:
             listed.add_row(entry.name, *(f"{n:.1f}" for n in (entry.median_us, entry.p10_us, entry.p90_us)))
         console.print(listed)
+
+
+# Its commands need what stands above.
+from hwnas import table_commands as table_commands  # noqa: E402

@@ -64,6 +64,12 @@ class ModelSpace(nn.Module):
             raise TypeError(f"a ModelSpace is made of a network, an nn.Module; got {network!r}")
         if not isinstance(settings, Mapping | None):
             raise TypeError(f"settings are a dictionary of names and values; got {settings!r}")
+        for name, setting in (settings or {}).items():
+            if any(isinstance(found, nn.Module) for _, found in contents(setting)):
+                raise TypeError(
+                    f"the setting {name!r} holds a module: what stands beside the network is plain data and "
+                    "ValueChoices; choose between modules inside the network, or between their names here"
+                )
         self.network = network
         self.settings = dict(settings or {})
         self.gates: Mapping[str, Gate] | None = None
@@ -356,6 +362,15 @@ class ModelSpace(nn.Module):
         from hwnas.survey import survey  # a survey needs a space of its own
 
         return survey(self, example_inputs)
+
+    def memory_sites(self, *example_inputs: Tensor) -> Sequence[Site]:
+        """As `sites`; their parts say what lies in memory while they run.
+
+        A tensor lies there until the last site on the path has used it, whatever Python still refers to.
+        """
+        from hwnas.survey import survey
+
+        return survey(self, example_inputs, with_memory=True)
 
     def parameter_sites(self) -> Sequence[Site]:
         """Parts that hold every parameter of the frozen network exactly once."""

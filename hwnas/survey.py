@@ -15,7 +15,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast, final
 
@@ -25,12 +25,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from hwnas.alike import description
 from hwnas.choices import Branching, Condition, InputChoice
 from hwnas.freezing import Freezer
+from hwnas.liveness import Event, liveness, needed
 from hwnas.space import ModelSpace
 from hwnas.values import ValueChoice, values_in
 from lookup_tables.graph import ExecutedGraph, executed_graph
-from profilers.space import Architecture, Option, Part, Site
+from profilers.space import Architecture, Memory, Option, Part, Site
 
 _CHECKED = 16  # random architectures on which what was found is checked
 _LARGEST = 100_000  # combinations of what one site is given
@@ -55,6 +57,7 @@ class _Call:
     keywords: dict[str, Any]
     module: str | None  # name of the module, or
     function: Callable[..., Any] | None  # the function that ran outside of any module
+    memory: Memory | None = None  # where it is asked for
 
 
 @dataclass(frozen=True)
@@ -134,11 +137,16 @@ def _truth(condition: Condition, options: tuple[tuple[Option, ...], ...]) -> NDA
     return np.fromiter(holds, dtype=np.bool_, count=math.prod(shape)).reshape(shape)
 
 
-def survey(space: ModelSpace, example_inputs: Sequence[Tensor]) -> list[Site]:
+def survey(space: ModelSpace, example_inputs: Sequence[Tensor], with_memory: bool = False) -> list[Site]:
     """The sites of a space, for inputs of the given shapes.
 
     A site is the outermost module that holds no choice but values, or a function that runs outside of
     such a module, at each place where it is called.
+
+    Args:
+        space: the space.
+        example_inputs: of the shapes that the network gets.
+        with_memory: whether parts say what lies in memory while they run.
 
     Raises:
         ValueError: the network does not run on such inputs, or a site depends on so many choices that
@@ -146,11 +154,11 @@ def survey(space: ModelSpace, example_inputs: Sequence[Tensor]) -> list[Site]:
         RuntimeError: equal choices gave unequal shapes: something besides the choices decides them.
     """
     with _without_collection():
-        return _surveyed(space, example_inputs)
+        return _surveyed(space, example_inputs, with_memory)
 
 
-def _surveyed(space: ModelSpace, example_inputs: Sequence[Tensor]) -> list[Site]:
-    runner = _Runner(space, example_inputs)
+def _surveyed(space: ModelSpace, example_inputs: Sequence[Tensor], with_memory: bool) -> list[Site]:
+    runner = _Runner(space, example_inputs, with_memory)
     found = _Findings(space, runner)
     generator = torch.Generator().manual_seed(0)
     found.look(space.default())
@@ -229,7 +237,7 @@ def _walk(
     module: nn.Module, name: str, path: tuple[Condition, ...]
 ) -> Iterator[tuple[str, nn.Module, tuple[Condition, ...]]]:
     """The outermost modules without branches, if they hold parameters, and what others hold of their own."""
-    if not _has_branches(module):
+    if not has_branches(module):
         if next(module.parameters(), None) is not None:
             yield name, module, path
         return
@@ -356,15 +364,17 @@ class _Findings:
 class _Runner:
     """Runs a copy of the network on the ``meta`` device, each distinct site once."""
 
-    def __init__(self, space: ModelSpace, example_inputs: Sequence[Tensor]) -> None:
+    def __init__(
+        self, space: ModelSpace, example_inputs: Sequence[Tensor], with_memory: bool = False
+    ) -> None:
         self._plain = on_meta(space.network)
         self._space = ModelSpace(on_meta(self._plain), space.settings)
         self._inputs = [_to_meta(given) for given in example_inputs]
+        self._with_memory = with_memory
         self._modules = dict(self._plain.named_modules())
         self._labels = {name: _value_labels(module) for name, module in self._modules.items()}
-        # Of modules that are made alike, the first stands for all: what one executes, each of them does.
-        self._alike: dict[Any, str] = {}
-        self._first: dict[str, str] = {}
+        self._alike: dict[str, object] = {}
+        self._subnets: dict[tuple[object, tuple[Option, ...]], nn.Module] = {}
         self._parts: dict[tuple[Any, ...], Part] = {}
         self._graphs: dict[tuple[Any, ...], ExecutedGraph] = {}
         self._calls: dict[tuple[Any, ...], _Call] = {}
@@ -376,10 +386,11 @@ class _Runner:
         self._path: list[tuple[str, str, Condition]] = []
         self._containers: list[str] = []
         self._inside_site = False
+        self._events: list[Event] = []
         for name, module in self._space.network.named_modules():
             if isinstance(module, Branching):
                 module.forward = partial(module.run_all, partial(self._branch, name))
-            elif not _has_branches(module):
+            elif not has_branches(module):
                 module.forward = partial(self._module, name, module.forward)
             else:
                 module.forward = partial(self._container, name, module.forward)
@@ -394,12 +405,12 @@ class _Runner:
     def run_anew(self, architecture: Architecture) -> dict[_Key, _Call]:
         """As `run`, whether or not the architecture has been run before."""
         self._architecture, self._seen = architecture, {}
-        self._path, self._containers, self._inside_site = [], [], False
+        self._path, self._containers, self._inside_site, self._events = [], [], False, []
         gates = self._space.gates_of(architecture)
         # Factories called in `forward` (torch.arange) follow the device.
         with torch.no_grad(), torch.device("meta"), self._space.running(gates), _Functions(self._function):
             try:
-                self._space(*self._inputs)
+                output = self._space(*self._inputs)
             except Exception as error:
                 shapes = [tuple(given.shape) for given in self._inputs]
                 raise ValueError(
@@ -407,7 +418,23 @@ class _Runner:
                     "It is run on the meta device (shapes without numbers): give inputs as the network "
                     "takes them, and let its forward not read values of tensors"
                 ) from error
-        return self._seen
+        return self._with_liveness(output) if self._with_memory else self._seen
+
+    def _with_liveness(self, output: Any) -> dict[_Key, _Call]:
+        """The calls of the path that is taken, with what lies in memory during each."""
+        taken = [
+            event
+            for event in self._events
+            if all(condition.holds(self._architecture) for condition in self.conditions[event.site])
+        ]
+        weights = itertools.chain(self._space.network.parameters(), self._space.network.buffers())
+        made = _tensors(output)
+        taken = needed(taken, made)
+        memories = liveness(taken, self._inputs, made, weights)
+        return {
+            event.site: replace(self._seen[event.site], memory=memory)
+            for event, memory in zip(taken, memories, strict=True)
+        }
 
     def own_labels(self, key: _Key) -> tuple[str, ...]:
         return self._labels.get(key.name, ())
@@ -420,23 +447,27 @@ class _Runner:
             graph = self._graph(key, module, call)
             shapes = ", ".join("x".join(map(str, given.shape)) for given in call.inputs)
             self._parts[key] = Part(f"{described} at {shapes}", graph.key, module, call.inputs, graph.is_free)
-        return self._parts[key]
+        return replace(self._parts[key], memory=call.memory) if call.memory else self._parts[key]
 
     def _part_key(self, call: _Call, own: Mapping[str, Option]) -> tuple[Any, ...]:
-        name = call.module
-        if name is None:
-            return call.function, call.signature, tuple(own.items())
-        if name not in self._first:
-            self._first[name] = self._alike.setdefault(_made(self._modules[name]), name)
-        return self._first[name], call.signature, tuple(own.items())
+        """Equal for calls that are one part: layers that are alike are looked at once."""
+        if call.module is None:
+            return call.function, call.signature
+        if call.module not in self._alike:
+            described = description(self._modules[call.module], self._labels[call.module])
+            self._alike[call.module] = call.module if described is None else described
+        return self._alike[call.module], call.signature, tuple(own.values())
 
     def _frozen(self, call: _Call, own: Mapping[str, Option]) -> tuple[nn.Module, str]:
         if call.module is None:
             assert call.function is not None
             return _Operation(call.function, call.template, call.keywords), _function_name(call.function)
-        # A site is frozen in the middle of a run; its thousands of small calls are nothing to look at.
-        with torch._C.DisableTorchFunction():
-            module = Freezer(own)(self._modules[call.module])
+        built, _, options = self._part_key(call, own)
+        if (built, options) not in self._subnets:
+            # A site is frozen in the middle of a run; its thousands of small calls are nothing to look at.
+            with torch._C.DisableTorchFunction():
+                self._subnets[built, options] = Freezer(own)(self._modules[call.module])
+        module = self._subnets[built, options]
         described = _described(module)
         if call.keywords or call.template != tuple(map(_Slot, range(len(call.inputs)))):
             return _Operation(module, call.template, call.keywords), described
@@ -472,12 +503,22 @@ class _Runner:
         with self._unobserved():
             with torch._C.DisableTorchFunction():  # as above
                 call = self._called(name, inputs, keywords)
-            self._note(name, call)
+            key = self._note(name, call)
             own = {label: self._architecture[label] for label in self._labels[name]}
             part_key = self._part_key(call, own)
             if part_key not in self._graphs:
                 self.part(call, own)
-            return self._graphs[part_key].output
+            graph = self._graphs[part_key]
+            return self._observed(key, graph, (inputs, keywords)) if self._with_memory else graph.output
+
+    def _observed(self, key: _Key, graph: ExecutedGraph, given: Any) -> Any:
+        """The output as tensors of its own: which ones are used, and until when, is looked at."""
+        with torch._C.DisableTorchFunction():
+            tensors: list[Tensor] = []
+            template = _emptied(graph.output, tensors)
+            fresh = [torch.empty_like(tensor) for tensor in tensors]
+        self._events.append(Event(key, _tensors(given), fresh, graph.is_free))
+        return _filled(template, fresh)
 
     def _called(self, name: str, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> _Call:
         """The call of a module; one that has been seen, where it was given tensors of these shapes alone."""
@@ -498,7 +539,12 @@ class _Runner:
             if any(isinstance(thing, Tensor) for thing in _flat(output)):
                 container = self._containers[-1] if self._containers else ""
                 name = f"{container}:{_function_name(function)}".lstrip(":")
-                self._note(name, _call(inputs, keywords, function=function))
+                call = _call(inputs, keywords, function=function)
+                key = self._note(name, call)
+                if self._with_memory:
+                    self.part(call, {})
+                    is_free = self._graphs[self._part_key(call, {})].is_free
+                    self._events.append(Event(key, _tensors((inputs, keywords)), _tensors(output), is_free))
             return output
 
     @contextmanager
@@ -509,11 +555,12 @@ class _Runner:
         finally:
             self._inside_site = False
 
-    def _note(self, name: str, call: _Call) -> None:
+    def _note(self, name: str, call: _Call) -> _Key:
         branches = tuple((branching, child) for branching, child, _ in self._path)
         key = next(key for n in itertools.count() if (key := _Key(name, branches, n)) not in self._seen)
         self._seen[key] = call
         self.conditions.setdefault(key, tuple(condition for *_, condition in self._path))
+        return key
 
 
 class _Functions(TorchFunctionMode):
@@ -561,31 +608,6 @@ def _call(
     return _Call(f"{name}{template} {words} {shapes}", template, tuple(tensors), words, module, function)
 
 
-def _made(module: nn.Module) -> Any:
-    """All that a module is made of, but for the values of its tensors: equal for modules that execute alike.
-
-    Numbers, names and shapes are compared; any other object is equal to itself alone.
-    """
-    parts = ((name, _compared(held)) for name, held in vars(module).items())
-    return type(module), tuple(part for part in parts if part[1] != ())
-
-
-def _compared(thing: Any) -> Any:
-    if isinstance(thing, nn.Module):
-        return _made(thing)
-    if isinstance(thing, Tensor):
-        return type(thing), thing.shape, thing.dtype
-    if type(thing) in (dict, OrderedDict):
-        return tuple((key, _compared(item)) for key, item in thing.items())
-    if type(thing) in (list, tuple, torch.Size):
-        return type(thing), tuple(map(_compared, thing))
-    if type(thing) is set and not thing:
-        return ()
-    if type(thing) in (bool, int, float, str, type(None)):
-        return type(thing), thing
-    return id(thing)
-
-
 def _emptied(thing: Any, tensors: list[Tensor]) -> Any:
     """A container of arguments with every tensor replaced by a slot and added to ``tensors``."""
     if isinstance(thing, Tensor):
@@ -630,7 +652,14 @@ def _undecided(key: _Key, call: _Call | None) -> RuntimeError:
 
 
 def _signature(call: _Call | None) -> str | None:
-    return None if call is None else call.signature
+    if call is None:
+        return None
+    return call.signature if call.memory is None else f"{call.signature} {call.memory}"
+
+
+def _tensors(thing: Any) -> list[Tensor]:
+    """Those in nested containers, in the order of `_emptied`."""
+    return [item for item in _flat(thing) if isinstance(item, Tensor)]
 
 
 def _shifted(space: ModelSpace, base: Architecture, shift: int) -> Architecture:
@@ -660,13 +689,14 @@ def _to_meta(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, device="meta", requires_grad=False)
 
 
-def _has_branches(module: nn.Module) -> bool:
+def has_branches(module: nn.Module) -> bool:
+    """Whether a layer or an input is chosen in it; a site is the outermost module without."""
     return any(isinstance(child, Branching | InputChoice) for child in module.modules())
 
 
 def _value_labels(module: nn.Module) -> tuple[str, ...]:
     """Labels of the value choices inside a module without branches."""
-    if _has_branches(module):
+    if has_branches(module):
         return ()
     leaves: Iterator[ValueChoice] = (
         leaf

@@ -171,9 +171,10 @@ class ValueChoice(Value):
         self.options: tuple[Option, ...] = tuple(map(as_option, options))
         self.label = label
         self.gate: Gate | None = None
-        if not self.options or len(set(self.options)) != len(self.options):
+        has_nan = any(option != option for option in self.options)  # equal to nothing, not even itself
+        if not self.options or has_nan or len(set(self.options)) != len(self.options):
             raise ValueError(
-                f"{described('ValueChoice', label)} needs at least one option and no two equal; "
+                f"{described('ValueChoice', label)} needs at least one option, no two equal and none nan; "
                 f"got {list(self.options)}"
             )
 

@@ -1,7 +1,8 @@
 """Times of ONNX models on this machine, by a protocol that holds on a busy one.
 
-What is measured is what ``session.run`` costs its caller, prepared numpy arrays in, numpy arrays out. This
-holds some 5-10 us of session and Python a run, which an empty model costs as well.
+What is measured is what one synchronous run costs its caller (``session.run`` of ONNX Runtime, ``infer`` of
+OpenVINO), prepared numpy arrays in, numpy arrays out. This holds some 5-10 us of session and Python a run
+(with OpenVINO 20-30), which an empty model costs as well.
 
 How well it repeats, on whole small networks of 77 to 410 us, at one thread, on two cores at a load average
 of 7 to 8: over four runs of `measure`, 40 s apart, half of the medians were within 2.4 % of the middle one
@@ -9,6 +10,9 @@ and the worst was 8.4 % off. Of twelve calls of `measure_latency` on three netwo
 invalid; the valid ones of a network were within 1.2, 1.7 and 4.0 % of each other. Samples last 1 ms because
 a longer one is more often interrupted and finds cold caches afterwards: from the same recording, cut into
 samples of 1 and of 2 ms, the noise floors of these networks were 2.0 to 3.3 % and 5.1 to 8.2 %.
+
+This file goes into bundles (`lookup_tables.bundle`), so that other devices measure alike: it runs on Python
+3.8 and needs numpy and `lookup_tables.session` alone.
 """
 
 from __future__ import annotations
@@ -20,27 +24,29 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, final
+from typing import IO, TYPE_CHECKING, Any, final
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
 
 from lookup_tables.session import SessionSettings
 
-Progress = Callable[[int, int], None]
-# Opens a model, samples it, closes it; None stands for the reference model.
-Visit = Callable[[str | None], Sequence[float]]
+if TYPE_CHECKING:
+    Progress = Callable[[int, int], None]
+    # Opens a model, samples it, closes it; None stands for the reference model.
+    Visit = Callable[[str | None], Sequence[float]]
 
+_TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _WORKER = Path(__file__).with_name("worker.py")
 
 _CHUNK = 24  # models a worker process
 _SEGMENT = 8  # models between two looks at the reference
-_WARMUPS = 4
-_SAMPLES = 7  # a session
-_SAMPLE_SECONDS = 0.001
+WARMUPS = 4
+SAMPLES = 7  # a session
+SAMPLE_SECONDS = 0.001
 
 _REFERENCE_MOVED = 0.04  # a round whose reference is further than this from its median is dropped
 _LONGEST = 2  # times the rounds that were asked, while rounds are dropped
@@ -117,16 +123,41 @@ def measure(
         on_result: called with each key and its measurement as soon as its worker has finished.
 
     Raises:
-        ValueError: ``rounds`` is not positive, or ONNX Runtime cannot run a model, which is named.
+        ValueError: ``rounds`` is not positive, or the runtime cannot run a model, which is named.
         RuntimeError: a worker died; the model that it was at is named.
+    """
+    if reference is None:
+        reference = _reference_model()
+    return measure_by(
+        lambda chunk: in_worker(chunk, models, reference, settings, seed),
+        list(models),
+        rounds=rounds,
+        seed=seed,
+        progress=progress,
+        on_result=on_result,
+    )
+
+
+def measure_by(
+    visiting: Callable[[Sequence[str]], AbstractContextManager[Visit]],
+    keys: Sequence[str],
+    *,
+    rounds: int = 8,
+    seed: int = 0,
+    progress: Progress | None = None,
+    on_result: Callable[[str, Measurement], None] | None = None,
+) -> dict[str, Measurement]:
+    """The protocol of `measure`, whatever takes the samples.
+
+    Args:
+        visiting: makes up to 24 models ready and gives the function that samples one in a fresh session.
+        keys: of the models.
+        rounds, seed, progress, on_result: as for `measure`.
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
-    if reference is None:
-        reference = _reference_model()
     results: dict[str, Measurement] = {}
     expected: list[float] = []  # of the reference, by worker
-    keys = list(models)
     for first in range(0, len(keys), _CHUNK):
         chunk = keys[first : first + _CHUNK]
 
@@ -134,16 +165,9 @@ def measure(
             if progress is not None:
                 progress(first + size * min(done, rounds) // rounds, len(keys))
 
-        with (
-            tempfile.TemporaryDirectory(prefix="lookup_tables-") as folder,
-            _Worker(settings, seed) as worker,
-        ):
-            paths: dict[str | None, Path] = {key: Path(folder, f"{i}.onnx") for i, key in enumerate(chunk)}
-            paths[None] = Path(folder, "reference.onnx")
-            for key, path in paths.items():
-                path.write_bytes(reference if key is None else models[key])
+        with visiting(chunk) as visit:
             kept, reference_us = _rounds(
-                _visit(worker, paths),
+                visit,
                 chunk,
                 rounds,
                 random.Random(f"{seed} {first}"),
@@ -158,18 +182,42 @@ def measure(
     return results
 
 
+@contextmanager
+def in_worker(
+    keys: Sequence[str],
+    models: Mapping[str, bytes],
+    reference: bytes,
+    settings: SessionSettings,
+    seed: int,
+    command: Sequence[str] | None = None,
+) -> Iterator[Visit]:
+    """A process that samples these models, for `measure_by`; ``command`` starts it in place of our own."""
+    scratch = tempfile.TemporaryDirectory(prefix="lookup_tables-")
+    with scratch as folder, Worker(settings, seed, command) as worker:
+        paths: dict[str | None, Path] = {key: Path(folder, f"{i}.onnx") for i, key in enumerate(keys)}
+        paths[None] = Path(folder, "reference.onnx")
+        for key, path in paths.items():
+            path.write_bytes(reference if key is None else models[key])
+
+        def visit(key: str | None) -> Sequence[float]:
+            name = "the reference model" if key is None else f"model '{key}'"
+            return worker.measure(paths[key], name, SAMPLES)
+
+        yield visit
+
+
 def measure_latency(
     model: bytes | str | Path, settings: SessionSettings, *, seconds: float = 6.0
 ) -> LatencyReading:
     """Measures one file twice at the same time, in two processes whose short sessions alternate.
 
     Args:
-        model: the path of an ONNX file, or its bytes.
+        model: the path of an ONNX file or of one in ONNX Runtime's mobile format, or its bytes.
         settings: of the sessions.
         seconds: how long about; a large model takes longer, for there are at least eight pairs of sessions.
 
     Raises:
-        ValueError: the file is absent, or ONNX Runtime cannot run it.
+        ValueError: the file is absent, or the runtime cannot run it.
         RuntimeError: a worker died.
     """
     name = "the model" if isinstance(model, bytes) else f"'{model}'"
@@ -184,9 +232,10 @@ def measure_latency(
             ) from error
     pairs: list[tuple[list[float], list[float]]] = []
     with tempfile.TemporaryDirectory(prefix="lookup_tables-") as folder:
-        path = Path(folder, "model.onnx")
+        # ONNX Runtime tells its mobile format by the name.
+        path = Path(folder, "model.ort" if content[4:8] == b"ORTM" else "model.onnx")
         path.write_bytes(content)
-        with _Worker(settings, 0) as first, _Worker(settings, 0) as second:
+        with Worker(settings, 0) as first, Worker(settings, 0) as second:
             deadline = time.monotonic() + seconds
             while len(pairs) < _CERTIFICATE_PAIRS or time.monotonic() < deadline:
                 order = (first, second) if len(pairs) % 2 == 0 else (second, first)
@@ -197,6 +246,9 @@ def measure_latency(
 
 def _reference_model() -> bytes:
     """Three 3x3 convolutions with ReLU, 32 channels at 16x16: a model to watch the machine by."""
+    # A bundle brings its own reference model, to devices that have no onnx.
+    from onnx import TensorProto, helper, numpy_helper
+
     weights = np.random.default_rng(0).standard_normal((32, 32, 3, 3)).astype(np.float32) / 17
     names = ["input", "first", "second", "output"]
     nodes = []
@@ -284,37 +336,37 @@ def _centre(references: Sequence[float], expected_us: float | None) -> float:
     return float(np.median(references)) if expected_us is None else expected_us
 
 
-def _visit(worker: _Worker, paths: Mapping[str | None, Path]) -> Visit:
-    def visit(key: str | None) -> Sequence[float]:
-        name = "the reference model" if key is None else f"model '{key}'"
-        return worker.measure(paths[key], name, _SAMPLES)
-
-    return visit
-
-
 @final
-class _Worker:
-    """A process that measures on command; a context, at whose end it is gone."""
+class Worker:
+    """A process that measures on command; a context, at whose end it is gone.
 
-    def __init__(self, settings: SessionSettings, seed: int) -> None:
+    Args:
+        settings: of its sessions.
+        seed: of the random inputs.
+        command: starts the process, in place of our own.
+    """
+
+    def __init__(self, settings: SessionSettings, seed: int, command: Sequence[str] | None = None) -> None:
         self._command: dict[str, Any] = {
+            "runtime": settings.runtime,
             "threads": settings.threads,
             "optimisation": settings.optimisation,
             "clock": settings.clock,
             "seed": seed,
-            "warmups": _WARMUPS,
-            "sample_seconds": _SAMPLE_SECONDS,
+            "warmups": WARMUPS,
+            "sample_seconds": SAMPLE_SECONDS,
         }
         self._errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed in __exit__
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(_WORKER)],  # -P: our module names must not hide anyone else's
+            # -P: our module names must not hide anyone else's
+            [*(command or (sys.executable, "-P", str(_WORKER)))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
         )
 
-    def __enter__(self) -> _Worker:
+    def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -324,11 +376,30 @@ class _Worker:
 
     def measure(self, path: Path, name: str, samples: int) -> list[float]:
         """Microseconds of a run, by sample, in one fresh session."""
+        times: list[float] = self._ask({"model": str(path), "samples": samples}, name)["us"]
+        return times
+
+    def node_times(
+        self, path: Path, name: str, runs: int, samples: int, optimised: Path
+    ) -> tuple[dict[str, list[float]], list[float]]:
+        """Microseconds of each node under the profiler, by run; and of a run without it, by sample.
+
+        Args:
+            path: of the model.
+            name: of the model, for errors.
+            runs: under the profiler.
+            samples: without it.
+            optimised: where the model that is run, with these nodes, is written.
+        """
+        command = {"model": str(path), "runs": runs, "samples": samples, "optimised": str(optimised)}
+        answer = self._ask(command, name)
+        return answer["nodes"], answer["us"]
+
+    def _ask(self, command: Mapping[str, Any], name: str) -> dict[str, Any]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        command = {**self._command, "model": str(path), "samples": samples}
         try:
-            self.process.stdin.write(json.dumps(command) + "\n")
+            self.process.stdin.write(json.dumps({**self._command, **command}) + "\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
         except BrokenPipeError:
@@ -340,12 +411,12 @@ class _Worker:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
             raise RuntimeError(
                 f"the measuring process {how} at {name}; it said: {said}; measure again, and if it dies "
-                "again at the same model, ONNX Runtime or the memory of this machine cannot take it"
+                "again at the same model, the runtime or the memory of this machine cannot take it"
             )
-        answer = json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
+            runtime = _TITLES[self._command["runtime"]]
             raise ValueError(
-                f"ONNX Runtime cannot run {name}: {answer['error']}; check the file, or export it again"
+                f"{runtime} cannot run {name}: {answer['error']}; check the file, or export it again"
             )
-        times: list[float] = answer["us"]
-        return times
+        return answer

@@ -1,9 +1,12 @@
 """What an architecture costs, before it is built; penalties and filters on that cost."""
 
 from profilers.cost import Cost, CostTable
+from profilers.fbnet_penalty import FBNetPenalty
+from profilers.fit import fit_cost
 from profilers.flops import FlopsProfiler, MacCount, count_macs
 from profilers.latency import LatencyProfiler
 from profilers.params import ParamsProfiler, count_parameters
+from profilers.peak_memory import PeakMemory, PeakMemoryProfiler, peak_memory
 from profilers.penalty import (
     ExpectationProfilerPenalty,
     LagrangianPenalty,
@@ -13,6 +16,7 @@ from profilers.penalty import (
 )
 from profilers.profile import Meter, Profiler, build_cost, distinct_parts, parts_of
 from profilers.program import minimise
+from profilers.published import PublishedLatencyProfiler
 from profilers.space import Architecture, Option, Part, Site, Space
 
 __all__ = [
@@ -20,6 +24,7 @@ __all__ = [
     "Cost",
     "CostTable",
     "ExpectationProfilerPenalty",
+    "FBNetPenalty",
     "FlopsProfiler",
     "LagrangianPenalty",
     "LatencyProfiler",
@@ -28,8 +33,11 @@ __all__ = [
     "Option",
     "ParamsProfiler",
     "Part",
+    "PeakMemory",
+    "PeakMemoryProfiler",
     "Penalty",
     "Profiler",
+    "PublishedLatencyProfiler",
     "RangeProfilerFilter",
     "SampleProfilerPenalty",
     "Site",
@@ -38,6 +46,8 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "distinct_parts",
+    "fit_cost",
     "minimise",
     "parts_of",
+    "peak_memory",
 ]

@@ -39,7 +39,7 @@ class LatencyProfiler(Profiler):
         table: LookupTable,
         allow_other_device: bool = False,
     ) -> None:
-        if differences := table.device.differences(fingerprint()):
+        if differences := table.device.differences(fingerprint(table.settings.runtime)):
             text = (
                 f"the latency table is of another device ({'; '.join(differences)}): what it predicts does "
                 "not hold on this machine"

@@ -143,7 +143,8 @@ def _check_sizes(name: str, value: Value) -> None:
     least = 0 if "padding" in name else 1
     for size in value.all():
         axes = size if isinstance(size, tuple) else (size,)
-        if not isinstance(size, str) and not all(isinstance(n, Integral) and int(n) >= least for n in axes):
+        is_named = isinstance(size, str) and "padding" in name
+        if not is_named and not all(isinstance(n, Integral) and int(n) >= least for n in axes):
             raise ValueError(
                 f"{name} must be whole, and from {least} up, under every option; {value!r} can be {size!r}. "
                 "Divide by //, or round with hwnas.to_int"

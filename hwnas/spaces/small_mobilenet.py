@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hwnas.choices import LayerChoice
 from hwnas.nn import BatchNorm2d, Conv2d
+from hwnas.spaces.blocks import Classifier
 from hwnas.spaces.published import Published, published_network
 from hwnas.values import Value, ValueChoice
 
@@ -51,20 +52,6 @@ class InvertedResidual(nn.Module):
     def extra_repr(self) -> str:
         widths = f"{self.in_channels}->{self.out_channels}"
         return f"{widths}, k={self.kernel_size}, e={self.expansion}, s={self.stride}"
-
-
-@final
-class Classifier(nn.Module):
-    """The mean over all positions, and a linear layer: ``(N, channels, H, W)`` to ``(N, num_classes)``."""
-
-    def __init__(self, channels: int, num_classes: int, dropout: float) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(channels, num_classes)
-
-    def forward(self, features: Tensor) -> Tensor:
-        scores: Tensor = self.linear(self.dropout(features.mean((2, 3))))
-        return scores
 
 
 @final

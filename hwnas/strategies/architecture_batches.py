@@ -17,8 +17,15 @@ def architecture_loader(trainer: pl.Trainer, given: Iterable[Any] | None, strate
 
     Raises:
         ValueError: there is neither; the text names the ``strategy``.
+        TypeError: what was given cannot be iterated.
     """
     if given is not None:
+        if not hasattr(given, "__iter__"):
+            raise TypeError(
+                f"{strategy}(arch_dataloader=…) takes a loader, which can be iterated again and again; got "
+                f"{type(given).__name__}: of a LightningDataModule give one of its loaders, such as "
+                "val_dataloader()"
+            )
         return given
     validation = trainer.fit_loop.epoch_loop.val_loop
     # None where validation is not due in this epoch.

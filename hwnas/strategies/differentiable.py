@@ -187,6 +187,12 @@ class DifferentiableStrategy(Strategy):
         loader = architecture_loader(trainer, self.arch_dataloader, type(self).__name__)
         self._batches = ArchitectureBatches(loader, self.seed, self._position)
 
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        if self._batches is not None:
+            # An iterator of a loader can be neither copied nor pickled; a strategy can.
+            self._position, self._batches = self._batches.position, None
+
     @property
     def _arch_optimizer(self) -> torch.optim.Optimizer:
         assert self._optimizer is not None  # prepare made it

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hwnas.derive import Budget
 from hwnas.gate import Gate
+from hwnas.sampling import Sampler
 from hwnas.space import ModelSpace
 from hwnas.strategies.architecture_batches import ArchitectureBatches, architecture_loader
 from hwnas.strategies.controller import Controller, Learner, Reinforce, controller_adam
@@ -155,6 +156,9 @@ class ENAS(SampledStrategy):
 
     def prepare(self, space: ModelSpace) -> None:
         super().prepare(space)
+        Sampler(
+            space, [*self.filters, *self._limits(None)]
+        )  # refuses a budget that no filter leaves room for
         controller = Controller(space, seed=self.seed, **self._controlling)
         optimizer = self._make_optimizer(controller.parameters(), self.arc_learning_rate)
         self._learner = self._make_learner(controller, optimizer, *self._learning)
@@ -204,6 +208,12 @@ class ENAS(SampledStrategy):
             )
         loader = architecture_loader(trainer, self.arch_dataloader, "ENAS")
         self._batches = ArchitectureBatches(loader, self.seed, self._position)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        if self._batches is not None:
+            # An iterator of a loader can be neither copied nor pickled; a strategy can.
+            self._position, self._batches = self._batches.position, None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)

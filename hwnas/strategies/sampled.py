@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Unpack
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
@@ -90,7 +92,19 @@ class SampledStrategy(Strategy):
         return self._sampler
 
     def prepare(self, space: ModelSpace) -> None:
+        if self._sampler is not None:  # what was judged is of another space
+            self._judged = []
         self._sampler = Sampler(space, self.filters)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if not trainer.enable_validation:
+            warnings.warn(
+                f"{type(self).__name__} compares architectures in validation, and there is none: its answer "
+                "will be a random architecture within the filters. Give Trainer.fit validation batches, or "
+                "compare architectures on the trained supernet with hwnas.trials.search",
+                stacklevel=2,
+            )
 
     def budget(self) -> Budget:
         return {f.profiler: f.max for f in self.filters if f.max < float("inf")}

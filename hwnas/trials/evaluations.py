@@ -44,6 +44,11 @@ class Evaluations:
     """
 
     def __init__(self, evaluate: Evaluate, executor: Executor | Callable[[], Executor] | None) -> None:
+        if not (executor is None or isinstance(executor, Executor) or callable(executor)):
+            raise TypeError(
+                "an executor is a concurrent.futures.Executor or a function that makes one, such as "
+                f"ProcessPoolExecutor; how many evaluations run at a time is workers. Got {executor!r}"
+            )
         self.is_broken = False
         self._evaluate = evaluate
         self._make = None if executor is None or isinstance(executor, Executor) else executor

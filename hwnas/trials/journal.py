@@ -32,11 +32,16 @@ class Journal:
         trials: those of an earlier run, in the order in which they finished.
 
     Raises:
-        ValueError: the file belongs to another search, or is no journal.
+        ValueError: the file belongs to another search, or is no journal, or the path is a folder.
     """
 
     def __init__(self, path: str | Path, search: Mapping[str, Any]) -> None:
         self._path = Path(path)
+        if self._path.is_dir():
+            raise ValueError(
+                f"a journal is a file; '{path}' is a folder: name a file in it, such as "
+                f"'{self._path / 'trials.jsonl'}'"
+            )
         self.trials: list[Trial] = []
         header = {"schema": _SCHEMA, **search}
         if not self._resume(json.loads(json.dumps(header))):

@@ -70,10 +70,16 @@ class Objectives:
     (-0.9, 2.0)
 
     Raises:
+        TypeError: it is no mapping.
         ValueError: there is none, or a direction is neither ``"max"`` nor ``"min"``.
     """
 
     def __init__(self, directions: Mapping[str, Direction]) -> None:
+        if not isinstance(directions, Mapping):
+            raise TypeError(
+                "objectives name metrics with their directions, such as {'accuracy': 'max'}; got "
+                f"{directions!r}"
+            )
         wrong = {name: found for name, found in directions.items() if found not in get_args(Direction)}
         if not directions or wrong:
             raise ValueError(

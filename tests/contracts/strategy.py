@@ -11,8 +11,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
+import pickle
 import random
 import warnings
 from abc import ABC, abstractmethod
@@ -135,6 +137,12 @@ class StrategyContract(ABC):
         assert found[0] == strategy.top_k(1)[0] == strategy.architecture()
         assert all(strategy.space.canonical(architecture) == architecture for architecture in found)
         assert len({tuple(architecture.items()) for architecture in found}) == 10
+
+    def test_fitted_strategy_is_copied_and_pickled_with_its_answer(self) -> None:
+        strategy = self._searched()
+        for again in (copy.deepcopy(strategy), pickle.loads(pickle.dumps(strategy))):
+            assert again.architecture() == strategy.architecture()
+            assert_equal(again.state_dict(), strategy.state_dict())
 
     def test_expected_cost_is_within_the_bounds_and_the_entropy_is_logged(self) -> None:
         module, strategy = classification(), self.make()

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from hwnas.certificate import Certificate, judge, patient_reading, runtime_facts, verify
+from hwnas.certificate import Certificate, certify, judge, patient_reading, runtime_facts, verify
 from hwnas.export import export_onnx
 from lookup_tables import LatencyReading, SessionSettings, fingerprint
 
@@ -75,3 +75,10 @@ def test_file_without_certificate_is_told(tmp_path):
     path = export_onnx(torch.nn.Linear(4, 2), torch.zeros(1, 4), tmp_path / "bare.onnx")
     with pytest.raises(ValueError, match=r"bare.onnx' carries no certificate"):
         verify(path)
+
+
+def test_a_file_that_is_not_the_subnet_gets_no_certificate(tmp_path):
+    path = export_onnx(torch.nn.Linear(4, 2), torch.zeros(1, 4), tmp_path / "net.onnx")
+    with pytest.raises(ValueError, match=r"net.onnx' is not to be used"):
+        certify(path, torch.nn.Linear(4, 2), None, {}, 1.0, [torch.ones(3, 4)])
+    assert not (tmp_path / "certificate.json").exists()

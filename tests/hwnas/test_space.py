@@ -456,3 +456,9 @@ def test_what_is_no_network_is_refused(network: Any) -> None:
 def test_settings_that_are_no_dictionary_are_refused() -> None:
     with pytest.raises(TypeError, match="settings are a dictionary of names and values; got 'lr'"):
         ModelSpace(nn.Linear(1, 1), settings="lr")  # type: ignore[arg-type]  # on purpose
+
+
+def test_module_beside_the_network_is_refused() -> None:
+    network = nn.Sequential(LayerChoice([nn.ReLU(), nn.Tanh()], label="op"))
+    with pytest.raises(TypeError, match=r"the setting 'optimizer' holds a module"):
+        ModelSpace(network, settings={"optimizer": [LayerChoice([nn.ReLU(), nn.Tanh()], label="beside")]})

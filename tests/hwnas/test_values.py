@@ -156,9 +156,11 @@ def test_lists_as_json_has_them_become_tuples() -> None:
     assert ValueChoice([[3, 5], [[1, 2], 7]], label="c").options == ((3, 5), ((1, 2), 7))
 
 
-@pytest.mark.parametrize("options", [[], [1, 1], [[1, 2], (1, 2)]])
+@pytest.mark.parametrize("options", [[], [1, 1], [[1, 2], (1, 2)], [math.nan, 1.0]])
 def test_options_must_be_some_and_different(options: list[Any]) -> None:
-    with pytest.raises(ValueError, match="ValueChoice 'c' needs at least one option and no two equal; got"):
+    with pytest.raises(
+        ValueError, match="ValueChoice 'c' needs at least one option, no two equal and none nan; got"
+    ):
         ValueChoice(options, label="c")
 
 

@@ -186,7 +186,9 @@ def test_build_of_another_device_is_dropped_with_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut_off(tmp_path / "table.json")
-    monkeypatch.setattr(build, "fingerprint", lambda: replace(fingerprint(), cpu="another CPU"))
+    monkeypatch.setattr(
+        build, "fingerprint", lambda runtime: replace(fingerprint(runtime), cpu="another CPU")
+    )
     with pytest.warns(UserWarning, match=r"CPU: .* against another CPU.*starts afresh"):
         built(tmp_path / "table.json", Machine())
 

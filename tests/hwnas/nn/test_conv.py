@@ -213,7 +213,7 @@ def test_channels_that_groups_do_not_divide_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["in_channels", "out_channels", "kernel_size"])
-@pytest.mark.parametrize("size", [8.0, 0, (3, -1)])
+@pytest.mark.parametrize("size", [8.0, 0, (3, -1), "same"])
 def test_sizes_that_are_none_are_refused_by_name(name: str, size: Any) -> None:
     value = ValueChoice([4, size], label="c")
     with pytest.raises(ValueError, match=rf"{name} must be whole, and from 1 up, .* can be .*hwnas\.to_int"):

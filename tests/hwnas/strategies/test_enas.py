@@ -631,3 +631,14 @@ def test_checkpoint_of_another_space_names_the_choices() -> None:
 def test_counts_below_one_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="must be at least 1; got"):
         ENAS(**{name: 0})
+
+
+def test_filter_and_penalty_that_leave_nothing_are_refused_at_the_start() -> None:
+    module = classification()
+    profiler = TableProfiler(space_of(module))
+    low, high = profiler.cost.bounds()
+    strategy = ENAS(
+        penalty=SampleProfilerPenalty(profiler, low), filter=RangeProfilerFilter(profiler, min=high), **FEW
+    )
+    with pytest.raises(ValueError, match=r"\bms\b"):
+        strategy.prepare_for(space_of(module))

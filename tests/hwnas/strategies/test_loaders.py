@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from hwnas.classification import Classification
 from hwnas.strategies import DARTS
-from tests.hwnas.strategies.tiny import Noisy, classification, space_of, trainer
+from tests.hwnas.strategies.tiny import Noisy, classification, loaders, space_of, trainer
 
 
 class Seen(pl.Callback):
@@ -175,3 +175,11 @@ def test_trainer_tests_and_predicts_with_the_current_answer() -> None:
     made.predict(module, DataLoader(Noisy(8, 2), batch_size=8))
     assert strategy.validated == module.answer
     assert space_of(module)._stand_in is None
+
+
+def test_data_module_is_no_loader_of_architecture_batches() -> None:
+    strategy = DARTS(arch_dataloader=pl.LightningDataModule())  # type: ignore[arg-type]  # on purpose
+    with pytest.raises(
+        TypeError, match=r"DARTS\(arch_dataloader=…\) takes a loader.*got LightningDataModule"
+    ):
+        trainer(strategy).fit(classification(), *loaders(1))

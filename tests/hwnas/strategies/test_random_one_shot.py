@@ -157,3 +157,18 @@ def test_fewer_than_one_architecture_cannot_be_asked_for(make: Any, k: Any) -> N
     strategy.prepare_for(space_of(classification()))
     with pytest.raises(ValueError, match=f"whole number of at least 1; got {k}"):
         strategy.top_k(k)
+
+
+def test_without_validation_the_answer_is_random_and_that_is_said() -> None:
+    with pytest.warns(
+        UserWarning, match=r"RandomOneShot compares architectures in validation, and there is none"
+    ):
+        fit(RandomOneShot(), batches=1, limit_val_batches=0)
+
+
+def test_what_was_judged_in_one_space_says_nothing_in_another() -> None:
+    strategy = RandomOneShot()
+    fit(strategy)
+    assert strategy.policy_state()["judged"]
+    strategy.prepare_for(space_of(classification()))
+    assert not strategy.policy_state()["judged"]

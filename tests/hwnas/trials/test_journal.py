@@ -94,3 +94,8 @@ def test_file_that_is_no_journal_is_refused_and_kept(content: bytes, tmp_path: P
     with pytest.raises(ValueError, match=r"is no journal of trials|journal of another search"):
         run(path)
     assert path.read_bytes() == content
+
+
+def test_folder_is_no_journal(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is a folder: name a file in it, such as .*trials.jsonl"):
+        run(tmp_path)

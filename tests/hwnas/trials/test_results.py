@@ -79,3 +79,8 @@ def test_trial_comes_back_from_json() -> None:
     back = Trial.from_json(json.loads(json.dumps(trial.to_json())))
     assert back == trial
     assert back.seconds == 1.5
+
+
+def test_objectives_that_are_no_mapping_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"such as \{'accuracy': 'max'\}; got 'accuracy'"):
+        Objectives("accuracy")  # type: ignore[arg-type]  # on purpose

@@ -288,3 +288,8 @@ def test_killed_search_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     assert len(second) == 40 - written  # nothing finished is evaluated again, and nothing is left out
     whole = run(40)
     assert [*first[:written], *second] == [str(trial.architecture) for trial in whole.trials]
+
+
+def test_number_is_no_executor() -> None:
+    with pytest.raises(TypeError, match=r"a function that makes one.*Got 4"):
+        run(2, executor=4)
