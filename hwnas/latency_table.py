@@ -24,9 +24,13 @@ from lookup_tables import (
     OtherDevice,
     SessionSettings,
     SubnetSource,
+    Validation,
     Wiring,
     build_table,
     build_table_on,
+    executed_graph,
+    fingerprint,
+    validate_table,
     write_bundle,
 )
 from profilers import FlopsProfiler, distinct_parts
@@ -224,6 +228,46 @@ def subnet_source(
     name = ", ".join(f"{label}={option}" for label, option in architecture.items())
     inputs = (torch.empty_like(example_input, device="meta"),)
     return SubnetSource(name, module, inputs, tuple(part.key for part in parts))
+
+
+def validate_latency_table(
+    space: ModelSpace,
+    example_input: Tensor,
+    table: LookupTable,
+    *,
+    networks: int = 30,
+    seed: int = 1,
+    progress: Report | None = None,
+) -> Validation:
+    """Measures networks that the table was not calibrated on, against what it predicts for them.
+
+    Args:
+        space: of the table.
+        example_input: that of the table.
+        table: of this machine.
+        networks: how many, spread over the space.
+        seed: of their choice; another one than the table's takes others.
+        progress: told about every step.
+
+    Raises:
+        ValueError: the table is of another device, or all networks of the space calibrate it.
+        MissingEntryError: it is of another space, or of other inputs.
+    """
+    if differences := table.device.differences(fingerprint(table.settings.runtime)):
+        raise ValueError(
+            f"a table is validated on its own device; this one differs ({'; '.join(differences)})"
+        )
+    sites = space.sites(example_input)
+    known = {net.key for net in table.subnets}
+    chosen: list[SubnetSource] = []
+    for architecture in spread_architectures(space, example_input, networks + len(known), seed):
+        source = subnet_source(space, sites, architecture, example_input)
+        table.require({key: key for key in source.keys})
+        if len(chosen) < networks and executed_graph(source.module, source.inputs).key not in known:
+            chosen.append(source)
+    if not chosen:
+        raise ValueError("every network of the space calibrates the table: there is none to validate it on")
+    return validate_table(table, chosen, seed=seed, progress=progress)
 
 
 def spread_architectures(

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from lookup_tables.assembly import Wiring, assembled
-from lookup_tables.calibrate import accuracy_of, calibrate, cross_validated
+from lookup_tables.calibrate import calibrate, cross_validated
 from lookup_tables.device import DeviceFingerprint, fingerprint
 from lookup_tables.export import to_onnx
 from lookup_tables.graph import executed_graph
@@ -29,7 +29,7 @@ from lookup_tables.profiled import PartTimes, Profile, profile
 from lookup_tables.quantise import quantise_untrained
 from lookup_tables.session import SessionSettings
 from lookup_tables.slope import COPIES, chains
-from lookup_tables.table import Accuracy, Entry, LookupTable, Subnet
+from lookup_tables.table import Entry, LookupTable, Subnet
 
 Progress = Callable[[str, int, int], None]
 Method = Literal["isolated", "slope", "profiled"]
@@ -39,7 +39,7 @@ Profiles = dict[str, tuple[tuple[str, tuple[float, ...]], ...]]
 
 _SCHEMA = "hwnas table being built, version 2"
 _OVERHEAD = ("overhead", "empty model")  # what a session costs that does nothing: every entry holds it once
-_TURNS = ("subnet 1", "subnet 2")
+TURNS = ("subnet 1", "subnet 2")
 _CHAINS = ("one copy", f"{COPIES} copies")
 _LEAST_US = 0.05  # an entry that is no dearer than the session's overhead still is an entry
 
@@ -179,39 +179,6 @@ def build_table(
     table.save(path)
     journal.remove()
     return table
-
-
-def validate_table(
-    table: LookupTable,
-    subnets: Sequence[SubnetSource],
-    *,
-    seed: int = 0,
-    progress: Progress | None = None,
-    measurer: Measure = measure,
-) -> Accuracy:
-    """The error of a table on networks that are measured here and now, twice.
-
-    Raises:
-        ValueError: no network.
-        MissingEntryError: a network has a part that the table lacks.
-    """
-    if not subnets:
-        raise ValueError("a table is validated on whole networks: give at least one subnet")
-    report = progress or (lambda what, done, total: None)
-    predicted = [table.predict_us(net.keys) for net in subnets]
-    named = {str(n): net for n, net in enumerate(subnets)}
-    models = _exported(named, table.settings, "exporting networks", report)
-    turns = [(turn, name) for turn in _TURNS for name in models]
-    random.Random(seed).shuffle(turns)
-    found = measurer(
-        {f"{turn} {name}": models[name] for turn, name in turns},
-        table.settings,
-        reference=_middle(models),
-        seed=seed,
-        progress=_step(report, "measuring networks"),
-    )
-    once, again = ([found[f"{turn} {name}"].median_us for name in models] for turn in _TURNS)
-    return accuracy_of(predicted, once, again)
 
 
 def _finished(path: Path, space: str, settings: SessionSettings, method: Method) -> LookupTable:
@@ -367,7 +334,7 @@ def _measure_missing(
     have: set[Which] = set(journal.found)
     if finished is not None:
         have.add(_OVERHEAD)
-        have |= {(turn, net.key) for net in finished.subnets for turn in _TURNS}
+        have |= {(turn, net.key) for net in finished.subnets for turn in TURNS}
     alone = [key for key in lacking if key not in profiled]
     missing = [which for which in to_measure(alone, subnets, seed, journal.method) if which not in have]
     if not missing:
@@ -399,7 +366,7 @@ def to_measure(
     """
     kinds = _CHAINS if method == "slope" else ("entry",)
     wanted = [_OVERHEAD, *((kind, key) for key in entries for kind in kinds)]
-    wanted += [(turn, key) for key in subnets for turn in _TURNS]
+    wanted += [(turn, key) for key in subnets for turn in TURNS]
     random.Random(seed).shuffle(wanted)
     return wanted
 
@@ -416,7 +383,7 @@ def export_models(
     parts = {key: entries[key] for kind, key in wanted if kind in ("entry", *_CHAINS)}
     has_chains = any(kind in _CHAINS for kind, _ in wanted)
     # One at least, to look at between others.
-    nets = {key: subnets[key] for kind, key in wanted if kind in _TURNS} or dict([*subnets.items()][:1])
+    nets = {key: subnets[key] for kind, key in wanted if kind in TURNS} or dict([*subnets.items()][:1])
     whole = _exported(nets, settings, "exporting networks", report)
     blocks = _exported(parts, settings, "exporting blocks", report)
     models = {_OVERHEAD: _empty_model()}
@@ -424,7 +391,7 @@ def export_models(
         models["entry", key] = model
         if has_chains:
             models |= {(kind, key): chain for kind, chain in zip(_CHAINS, chains(model), strict=True)}
-    models |= {(turn, key): model for key, model in whole.items() for turn in _TURNS}
+    models |= {(turn, key): model for key, model in whole.items() for turn in TURNS}
     return {which: models[which] for which in wanted}, _middle(whole)
 
 
@@ -495,7 +462,7 @@ def assemble_table(
             entries[key] = _entry(found, profiles or {}, key, name, overhead)
     for key, (name, parts) in nets.items():
         if key not in subnets:
-            once, again = (found[turn, key] for turn in _TURNS)
+            once, again = (found[turn, key] for turn in TURNS)
             spread = {"median_us": once.median_us, "p10_us": once.p10_us, "p90_us": once.p90_us}
             subnets[key] = Subnet(key, name, parts, **spread, samples=once.samples, repeat_us=again.median_us)
     sums = [sum(entries[key].median_us for key in net.parts) for net in subnets.values()]

@@ -53,7 +53,7 @@ _LONGEST = 2  # times the rounds that were asked, while rounds are dropped
 
 _CERTIFICATE_SAMPLES = 24
 _CERTIFICATE_PAIRS = 8  # at least
-_LARGEST_FLOOR_PERCENT = {"thread_cpu": 3.0, "wall": 5.0}
+LARGEST_FLOOR_PERCENT = {"thread_cpu": 3.0, "wall": 5.0}
 
 
 @final
@@ -267,7 +267,7 @@ def _reading(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], clock: st
     medians = np.array([[np.median(a), np.median(b)] for a, b in pairs])
     whole = _summary([session for pair in pairs for session in pair])
     floor = float(100 * np.median(np.abs(medians[:, 0] - medians[:, 1])) / whole.median_us)
-    largest = _LARGEST_FLOOR_PERCENT[clock]
+    largest = LARGEST_FLOOR_PERCENT[clock]
     valid = floor <= largest
     reason = f"two interleaved measurements differ by {floor:.2f} %, at most {largest:g} % is allowed"
     if not valid:

@@ -16,6 +16,7 @@ from lookup_tables.whole_file import write_whole
 SCHEMA = "hwnas latency table, version 2"
 _FIRST_SCHEMA = "hwnas latency table, version 1"  # entries did not say by which method
 _BUILD = "hwnas table build"
+_TRUSTED_PERCENT = 90.0  # of held-out networks within 10 %
 _SHOWN = 10  # missing entries that an error names
 _T = TypeVar("_T")
 
@@ -166,6 +167,17 @@ class LookupTable:
         return (
             predicted_us * (1.0 + self.accuracy.interval_low),
             predicted_us * (1.0 + self.accuracy.interval_high),
+        )
+
+    def doubt(self) -> str | None:
+        """Why its predictions should not be relied on; None where they may be."""
+        accuracy = self.accuracy
+        if accuracy.within_10_percent >= _TRUSTED_PERCENT:
+            return None
+        return (
+            f"the latency table of '{self.space}' predicts only {accuracy.within_10_percent:.0f} % of "
+            f"{accuracy.subnets} held-out networks within 10 % (at a noise floor of "
+            f"{accuracy.noise_floor_percent:.1f} %): build it again on a quiet machine, or by another method"
         )
 
     def require(self, parts: Mapping[str, str]) -> None:

@@ -30,6 +30,9 @@ class LatencyProfiler(Profiler):
     Raises:
         MissingEntryError: the table lacks parts of the space; all are counted and the first are named.
         ValueError: the table is of another device.
+
+    Warns:
+        UserWarning: the table's own held-out error is large, or it is of another device that was allowed.
     """
 
     def __init__(
@@ -39,7 +42,7 @@ class LatencyProfiler(Profiler):
         table: LookupTable,
         allow_other_device: bool = False,
     ) -> None:
-        check_device(table, allow_other_device)
+        check_table(table, allow_other_device)
         self.table = table
         inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
         self._sites = list(space.sites(*inputs))
@@ -58,8 +61,8 @@ class LatencyProfiler(Profiler):
         return low / 1e3, high / 1e3
 
 
-def check_device(table: LookupTable, allow_other_device: bool) -> None:
-    """Raises ``ValueError`` where a table is of another machine than this one; warns where that may be."""
+def check_table(table: LookupTable, allow_other_device: bool) -> None:
+    """Raises ``ValueError`` for a table of another machine; warns where that may be, and of a bad table."""
     if differences := table.device.differences(fingerprint(table.settings.runtime)):
         text = (
             f"the latency table is of another device ({'; '.join(differences)}): what it predicts does "
@@ -68,6 +71,8 @@ def check_device(table: LookupTable, allow_other_device: bool) -> None:
         if not allow_other_device:
             raise ValueError(f"{text}. Use --allow-other-device to search for that device all the same")
         warnings.warn(text, stacklevel=3)
+    if doubt := table.doubt():
+        warnings.warn(doubt, stacklevel=3)
 
 
 def calibrated_ms(table: LookupTable, parts: Mapping[str, Part]) -> dict[str, float]:

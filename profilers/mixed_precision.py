@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lookup_tables import LookupTable
 from profilers.cost import Cost, CostTable
-from profilers.latency import calibrated_ms, check_device
+from profilers.latency import calibrated_ms, check_table
 from profilers.profile import Profiler, distinct_parts, parts_of
 from profilers.space import Site, Space
 
@@ -62,7 +62,7 @@ class MixedPrecisionProfiler(Profiler):
             raise ValueError(f"border_us must be at least 0, got {border_us}")
         _check_tables(tables, [option for label in precision.values() for option in space.options[label]])
         for table in tables.values():
-            check_device(table, allow_other_device)
+            check_table(table, allow_other_device)
         inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
         sites = list(space.sites(*inputs))
         modules = [_module_of(site, precision) for site in sites]
