@@ -3,8 +3,8 @@
 Builds a table by each method, for each space, at ONNX Runtime's full optimisation and at EXTENDED (which
 behaves like another device), then measures other networks of the space, half of them uniform draws and half
 spread from the cheapest to the dearest, and holds all methods to the same measurements. The competitor is a
-line through the calibration networks over multiply-adds. Measurements with a noise floor above 3 % (5 % at two
-threads) are invalid and repeated.
+line through the calibration networks over multiply-adds. Measurements with a noise floor above 3 %
+(5 % at two threads) are invalid and repeated.
 
     python benchmarks/table_accuracy.py [--spaces mobile cells] [--levels all extended]
         [--methods isolated slope profiled] [--threads 1] [--precision fp32] [--networks 60]
