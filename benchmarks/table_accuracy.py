@@ -1,87 +1,170 @@
-"""Is the table right: predicted against measured on networks that it has not seen, beside multiply-adds.
+"""Are tables right: predicted against measured on networks that they have not seen, beside multiply-adds.
 
-Builds a table of the default space at one thread, for ONNX Runtime's full optimisation and for EXTENDED
-(which behaves like another device), then measures 60 other networks: 30 uniform draws and 30 spread from the
-cheapest to the dearest. The competitor is a line through the same calibration networks over multiply-adds.
-A noise floor above 3 % makes a level's result invalid; it is then measured again.
+Builds a table by each method, for each space, at ONNX Runtime's full optimisation and at EXTENDED (which
+behaves like another device), then measures other networks of the space, half of them uniform draws and half
+spread from the cheapest to the dearest, and holds all methods to the same measurements. The competitor is a
+line through the calibration networks over multiply-adds. Measurements with a noise floor above 3 %
+(5 % at two threads) are invalid and repeated.
 
-    python benchmarks/table_accuracy.py [--networks 60] [--out runs/table_accuracy]
+    python benchmarks/table_accuracy.py [--spaces mobile cells] [--levels all extended]
+        [--methods isolated slope profiled] [--threads 1] [--precision fp32] [--networks 60]
+        [--out runs/table_accuracy]
+
+A run that was stopped goes on where it was; rows that are there are printed again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import torch
 
 from hwnas import ModelSpace
 from hwnas.latency_table import build_latency_table, spread_architectures, subnet_source
-from hwnas.spaces import SmallMobileNet
-from lookup_tables import SessionSettings, fingerprint, measure, to_onnx
+from hwnas.spaces import NASBench201, SmallMobileNet
+from lookup_tables import LookupTable, SessionSettings, SubnetSource, executed_graph, fingerprint, measure
+from lookup_tables.build import TURNS, by_key, export_models, to_measure
 from lookup_tables.calibrate import accuracy_of, calibrate
-from profilers import FlopsProfiler, LatencyProfiler
+from lookup_tables.measure import LARGEST_FLOOR_PERCENT
+from profilers import FlopsProfiler
+from profilers.space import Architecture
+
+SPACES = {
+    "mobile": (lambda: SmallMobileNet(), torch.zeros(1, 1, 28, 28)),
+    "cells": (lambda: NASBench201.small(in_channels=1), torch.zeros(1, 1, 28, 28)),
+}
+CALIBRATING = 32
+ATTEMPTS = 5
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--spaces", nargs="+", default=list(SPACES), choices=SPACES)
+parser.add_argument("--levels", nargs="+", default=["all", "extended"], choices=("all", "extended"))
+parser.add_argument("--methods", nargs="+", default=["isolated", "slope", "profiled"])
+parser.add_argument("--threads", type=int, default=1)
+parser.add_argument("--precision", default="fp32", choices=("fp32", "int8"))
 parser.add_argument("--networks", type=int, default=60)
 parser.add_argument("--out", type=Path, default=Path("runs/table_accuracy"))
 arguments = parser.parse_args()
 torch.set_num_threads(1)
 
-space = ModelSpace(SmallMobileNet())
-example = torch.zeros(1, 1, 28, 28)
-macs = FlopsProfiler(space, example).cost
-sites = space.sites(example)
-calibrating = spread_architectures(space, example, 32, seed=0)
-held_out = [
-    a for a in spread_architectures(space, example, arguments.networks + 32, seed=1) if a not in calibrating
-]
-held_out = held_out[: arguments.networks]
-sources = {str(n): subnet_source(space, sites, a, example) for n, a in enumerate(held_out)}
+
+def held_out(space: ModelSpace, example: torch.Tensor) -> tuple[list[SubnetSource], dict[str, Architecture]]:
+    """Networks that no table is calibrated on; by key, the architectures of these and of those that are."""
+    sites = space.sites(example)
+    calibrating = spread_architectures(space, example, CALIBRATING, seed=0)
+    others = spread_architectures(space, example, arguments.networks + CALIBRATING, seed=1)
+    architectures, sources = {}, []
+    for index, architecture in enumerate([*calibrating, *others]):
+        source = subnet_source(space, sites, architecture, example)
+        key = executed_graph(source.module, source.inputs).key
+        if key not in architectures:
+            architectures[key] = architecture
+            if index >= len(calibrating):
+                sources.append(source)
+    return sources[: arguments.networks], architectures
+
+
+def built(name: str, space: ModelSpace, example: torch.Tensor, method: str, settings: SessionSettings) -> Any:
+    """The table, and how many seconds its building took; those of a build that was stopped add up."""
+    stem = f"{name}-{settings.optimisation}-{settings.threads}-{settings.precision}-{method}"
+    path, clock = arguments.out / f"{stem}.json", arguments.out / f"{stem}.seconds"
+    before = float(clock.read_text()) if clock.exists() else 0.0
+    if path.exists():
+        return LookupTable.load(path), before
+    begun = time.monotonic()
+    try:
+        table = build_latency_table(
+            space, example, path, name=name, settings=settings, method=method, subnets=CALIBRATING
+        )
+    finally:
+        seconds = before + time.monotonic() - begun
+        clock.parent.mkdir(parents=True, exist_ok=True)
+        clock.write_text(str(seconds))
+    return table, seconds
+
+
+def measured(
+    sources: list[SubnetSource], settings: SessionSettings, seed: int
+) -> tuple[dict[str, SubnetSource], list[float], list[float]]:
+    nets = by_key(sources)
+    wanted = to_measure((), nets, seed)
+    models, reference = export_models(wanted, {}, nets, settings, lambda *_: None)
+    named = {f"{kind} {key}": models[kind, key] for kind, key in wanted}
+    for attempt in range(ATTEMPTS):
+        found = measure(named, settings, reference=reference, seed=seed + attempt)
+        once, again = ([found[f"{turn} {key}"].median_us for key in nets] for turn in TURNS)
+        floor = accuracy_of(once, once, again).noise_floor_percent
+        if floor <= LARGEST_FLOOR_PERCENT[settings.clock]:
+            return nets, once, again
+        print(f"| {settings.optimisation} | invalid: noise floor {floor:.2f} %, measured again |", flush=True)
+    print(f"still invalid after {ATTEMPTS} attempts: the rows that follow say nothing", flush=True)
+    return nets, once, again
+
+
+def group(name: str, level: str) -> list[dict[str, Any]]:
+    """A row for each method and one for multiply-adds, all on the same measurements."""
+    make, example = SPACES[name]
+    space = ModelSpace(make())
+    settings = SessionSettings(arguments.threads, level, precision=arguments.precision)
+    tables = {method: built(name, space, example, method, settings) for method in arguments.methods}
+    sources, architectures = held_out(space, example)
+    nets, once, again = measured(sources, settings, seed=7)
+    macs = FlopsProfiler(space, example).cost
+    predictions = {
+        method: [table.predict_us(net.keys) for net in nets.values()] for method, (table, _) in tables.items()
+    }
+    known = next(iter(tables.values()))[0].subnets
+    line = calibrate(
+        [macs.of(architectures[net.key]) for net in known],
+        [1] * len(known),
+        [(net.median_us + net.repeat_us) / 2 for net in known],
+    )
+    predictions["a line over MACs"] = [line.predict_us(macs.of(architectures[key]), 1) for key in nets]
+    rows = []
+    for method, predicted in predictions.items():
+        accuracy = accuracy_of(predicted, once, again)
+        row = {
+            "space": name,
+            "level": level,
+            "method": method,
+            "MAPE": f"{accuracy.mape_percent:.2f} %",
+            "within 5 %": f"{accuracy.within_5_percent:.0f} %",
+            "within 10 %": f"{accuracy.within_10_percent:.0f} %",
+            "Spearman": f"{accuracy.spearman:.4f}",
+            "noise floor": f"{accuracy.noise_floor_percent:.2f} %",
+            "in the interval": "-",
+            "build s": "-",
+        }
+        if method in tables:
+            table, seconds = tables[method]
+            bounds = [table.interval_us(us) for us in predicted]
+            inside = sum(low <= us <= high for us, (low, high) in zip(once, bounds, strict=True)) / len(once)
+            row["in the interval"] = f"{100 * inside:.0f} % (claims {100 * table.accuracy.coverage:.0f} %)"
+            row["build s"] = f"{seconds:.0f}"
+        rows.append(row)
+    return rows
+
 
 print(
-    f"Device: {fingerprint().cpu}, {fingerprint().cores} cores; ONNX Runtime {onnxruntime.__version__}, "
-    "1 thread,"
+    f"{fingerprint().cpu}, {fingerprint().cores} cores; ONNX Runtime {onnxruntime.__version__}, "
+    f"{arguments.threads} thread(s), {arguments.precision}; {arguments.networks} held-out networks a space\n"
 )
-print(
-    f"clock thread_cpu; {len(held_out)} held-out networks, {macs.bounds()[0] / 1e6:.1f} to "
-    f"{macs.bounds()[1] / 1e6:.1f} M multiply-adds\n"
-)
-print("| level | predictor | MAPE | within 5 % | within 10 % | Spearman | noise floor | build s |")
-print("|---|---|---|---|---|---|---|---|")
-models = to_onnx({name: (source.module, source.inputs) for name, source in sources.items()})
-for level in ("all", "extended"):
-    settings = SessionSettings(threads=1, optimisation=level)
-    path = arguments.out / f"{level}.json"
-    begun = time.monotonic()
-    is_new = not path.exists()
-    table = build_latency_table(space, example, path, name="small-mobilenet", settings=settings)
-    seconds = f"{time.monotonic() - begun:.0f}" if is_new else "-"
-    latency = LatencyProfiler(space, example, table)
-    for attempt in range(3):
-        first, second = (
-            [found[name].median_us for name in sources]
-            for found in (
-                measure(models, settings, seed=2 * attempt),
-                measure(models, settings, seed=2 * attempt + 1),
-            )
-        )
-        by_table = accuracy_of([1e3 * latency.profile(a) for a in held_out], first, second)
-        if by_table.noise_floor_percent <= 3.0:
-            break
-        print(f"| {level} | invalid: noise floor {by_table.noise_floor_percent:.2f} % | | | | | | |")
-    fitted = calibrate(
-        [macs.of(a) for a in calibrating],
-        [1] * len(calibrating),
-        [1e3 * (net.median_us + net.repeat_us) / 2e3 for net in table.subnets],
-    )
-    by_macs = accuracy_of([fitted.predict_us(macs.of(a), 1) for a in held_out], first, second)
-    for name, found in (("lookup table", by_table), ("a line over MACs", by_macs)):
-        print(
-            f"| {level} | {name} | {found.mape_percent:.2f} % | {found.within_5_percent:.0f} % "
-            f"| {found.within_10_percent:.0f} % | {found.spearman:.3f} | {found.noise_floor_percent:.2f} % "
-            f"| {seconds} |",
-            flush=True,
-        )
+header_is_printed = False
+for name in arguments.spaces:
+    for level in arguments.levels:
+        kept = arguments.out / f"rows-{name}-{level}-{arguments.threads}-{arguments.precision}.json"
+        if kept.exists():
+            rows = json.loads(kept.read_text())
+        else:
+            rows = group(name, level)
+            kept.write_text(json.dumps(rows))
+        if not header_is_printed:
+            print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+            header_is_printed = True
+        for row in rows:
+            print("| " + " | ".join(row.values()) + " |", flush=True)

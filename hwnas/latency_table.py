@@ -39,7 +39,7 @@ from profilers.space import Architecture, Site
 
 CALIBRATION_SUBNETS = 32
 
-_RANDOM_NETWORKS = 15  # that are profiled at least
+_RANDOM_NETWORKS = 24  # that are profiled at least
 _LEAST_SEEN = 3  # networks in which an entry is profiled
 _PATIENCE = 10  # networks drawn for an entry without finding it
 _AMPLE = 10  # a space this many times larger than the calibration can spare its networks for that alone

@@ -421,6 +421,8 @@ def _exported(
     what: str,
     report: Progress,
 ) -> dict[str, bytes]:
+    if not sources:
+        return {}
     modules = {key: (source.module, source.inputs) for key, source in sources.items()}
     models = to_onnx(modules, progress=_step(report, what))
     if settings.precision == "fp32":
