@@ -40,6 +40,8 @@ class Classification(Supervised):
             and is in no checkpoint.
         temperature: of teacher and network in distillation.
         distillation_weight: the teacher's share of the loss; the paper advises most of it.
+        auxiliary_weight: of the loss of auxiliary heads: of scores that the network returns, in training,
+            in a tuple behind its own (DARTS, arXiv 1806.09055, section 3.3, has 0.4).
 
     Raises:
         ValueError: an unknown name, or a number outside its range.
@@ -59,6 +61,7 @@ class Classification(Supervised):
         teacher: nn.Module | None = None,
         temperature: float = 4.0,
         distillation_weight: float = 0.9,
+        auxiliary_weight: float = 0.4,
     ) -> None:
         if not 0 <= label_smoothing <= 1 or not temperature > 0:
             raise ValueError(
@@ -75,6 +78,7 @@ class Classification(Supervised):
             schedule,
             teacher,
             distillation_weight,
+            auxiliary_weight,
         )
         self.label_smoothing = label_smoothing
         self.temperature = temperature

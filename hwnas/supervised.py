@@ -42,6 +42,8 @@ class Supervised(pl.LightningModule, ABC):
         teacher: a trained network that the network learns from as well, on the same inputs. It is put into
             evaluation mode, gets no gradient, and is in no checkpoint.
         distillation_weight: share of the teacher's loss in the loss of training, from 0 to 1.
+        auxiliary_weight: of what a network returns in training behind its outputs, in a tuple: outputs of
+            auxiliary heads, whose loss is added to the loss of training with this factor.
 
     Raises:
         ValueError: an unknown name, or a weight outside 0 to 1.
@@ -58,6 +60,7 @@ class Supervised(pl.LightningModule, ABC):
         schedule: ScheduleName | MakeSchedule,
         teacher: nn.Module | None,
         distillation_weight: float,
+        auxiliary_weight: float = 0.4,
     ) -> None:
         super().__init__()
         if not (callable(optimizer) or optimizer in ("sgd", "adamw")):
@@ -76,6 +79,7 @@ class Supervised(pl.LightningModule, ABC):
         self.optimizer = optimizer
         self.schedule = schedule
         self.distillation_weight = distillation_weight
+        self.auxiliary_weight = auxiliary_weight
         # In a tuple, or it would be trained, saved, and put into training mode with the rest.
         self._teacher = () if teacher is None else (teacher.eval(),)
         given: Any = metrics  # torchmetrics wants a dictionary of its own type
@@ -100,11 +104,10 @@ class Supervised(pl.LightningModule, ABC):
 
     # ---- steps
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Any:
         if inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        outputs: Tensor = self.network(inputs)
-        return outputs
+        return self.network(inputs)
 
     def on_fit_start(self) -> None:
         for teacher in self._teacher:
@@ -112,8 +115,10 @@ class Supervised(pl.LightningModule, ABC):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         inputs, targets = batch
-        outputs = self(inputs)
+        outputs, *auxiliary = found if isinstance(found := self(inputs), tuple) else (found,)
         loss = self.training_loss(outputs, targets)
+        for other in auxiliary:
+            loss = loss + self.auxiliary_weight * self.training_loss(other, targets)
         for teacher in self._teacher:
             with torch.no_grad():
                 taught = teacher(inputs)

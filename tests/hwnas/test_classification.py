@@ -116,3 +116,22 @@ def test_soft_targets_are_taken_at_every_position() -> None:
 def test_numbers_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"from 0 to 1 and temperature above 0; got"):
         Classification(network(), 2, **options)  # type: ignore[arg-type]  # floats are all it takes by these names
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_auxiliary_scores_add_their_loss_in_training_alone() -> None:
+    class TwoHeads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3)])
+
+        def forward(self, inputs: torch.Tensor) -> object:
+            scores = tuple(head(inputs) for head in self.heads)
+            return scores if self.training else scores[0]
+
+    module = Classification(TwoHeads(), 3, auxiliary_weight=0.25)
+    inputs, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    first, second = (module.training_loss(head(inputs), labels) for head in module.network.heads)
+    torch.testing.assert_close(module.training_step((inputs, labels), 0), first + 0.25 * second)
+    module.eval()
+    module.validation_step((inputs, labels), 0)
