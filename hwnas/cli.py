@@ -59,7 +59,13 @@ class Precision(StrEnum):
 SpaceName = Annotated[
     str, typer.Option("--space", help="a ready-made space, NAME:small, or my_module:MyNetwork")
 ]
-DataName = Annotated[str, typer.Option("--data", help="fashion-mnist, digits, or my_module:my_datamodule")]
+DataName = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="fashion-mnist, digits, cifar10, cifar100, imagenet-folder, or my_module:my_datamodule",
+    ),
+]
 Threads = Annotated[int, typer.Option(min=1, help="of the session")]
 Level = Annotated[Optimisation, typer.Option(help="ONNX Runtime's graph optimisation")]
 Seed = Annotated[int, typer.Option(help="of everything that is drawn")]
@@ -383,7 +389,7 @@ def told_errors(console: Console) -> Iterator[None]:
     except KeyboardInterrupt:
         console.print("[yellow]stopped; the same command goes on from here")
         raise typer.Exit(130) from None
-    except (ValueError, TypeError, SearchFailedError, NonFiniteLossError) as error:
+    except (ValueError, TypeError, FileNotFoundError, SearchFailedError, NonFiniteLossError) as error:
         if os.environ.get("HWNAS_TRACEBACK"):
             raise
         console.print("[red]error:[/]", escape(str(error)), highlight=False, soft_wrap=True)

@@ -1,7 +1,8 @@
 """Latency tables of devices: what an entry is, how it is measured, stored and checked."""
 
 from lookup_tables.android import AdbDevice
-from lookup_tables.build import EntrySource, SubnetSource, build_table, validate_table
+from lookup_tables.assembly import PartCall, Wiring
+from lookup_tables.build import EntrySource, Method, Networks, SubnetSource, build_table, validate_table
 from lookup_tables.bundle import OtherDevice, build_table_on, import_bundle, write_bundle
 from lookup_tables.device import DeviceFingerprint, fingerprint
 from lookup_tables.export import to_onnx
@@ -24,13 +25,17 @@ __all__ = [
     "LatencyReading",
     "LookupTable",
     "Measurement",
+    "Method",
     "MissingEntryError",
+    "Networks",
     "OperatorTable",
     "OtherDevice",
+    "PartCall",
     "SessionSettings",
     "SshDevice",
     "Subnet",
     "SubnetSource",
+    "Wiring",
     "build_table",
     "build_table_on",
     "executed_graph",

@@ -71,6 +71,10 @@ class Site(Protocol):
         """The site under ``architecture`` (read at ``labels`` alone); None where it does not run."""
         ...
 
+    def parts(self, options: Mapping[str, tuple[Option, ...]]) -> Sequence[Part | None]:
+        """The site under every combination of the options at ``labels``, the last label's options fastest."""
+        ...
+
 
 class Space(Protocol):
     """What a profiler needs of a space. ``hwnas.ModelSpace`` fulfils it."""

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hwnas.spaces.autoformer import AutoFormer
+from hwnas.spaces.darts_cells import DARTSCells
 from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.mobilenet_v3 import MobileNetV3
 from hwnas.spaces.nas_bench_201 import NASBench201
@@ -13,6 +15,8 @@ from hwnas.spaces.shufflenet_v2 import ShuffleNetV2
 from hwnas.spaces.small_mobilenet import SmallMobileNet
 
 SPACES: Mapping[str, type[Any]] = {
+    "darts-cells": DARTSCells,
+    "autoformer": AutoFormer,
     "fbnet": FBNet,
     "mobilenet-v3": MobileNetV3,
     "nas-bench-201": NASBench201,
@@ -26,7 +30,9 @@ SPACES: Mapping[str, type[Any]] = {
 __all__ = [
     "PFLD",
     "SPACES",
+    "AutoFormer",
     "Conformance",
+    "DARTSCells",
     "FBNet",
     "MobileNetV3",
     "NASBench201",

@@ -23,8 +23,10 @@ def call(*arguments: object):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["search", "--space", "nope"], "unknown space 'nope'; there are small-mobilenet"),
+        (["search", "--space", "nope"], "unknown space 'nope'; there are "),
         (["search", "--data", "nope"], "unknown data 'nope'; there are fashion-mnist, digits"),
+        (["search", "--data", "cifar10", "--data-folder", "absent"], "CIFAR-10 needs data_batch_1.bin"),
+        (["search", "--data", "imagenet-folder"], "The folder holds train/<class>/ and val/<class>/"),
         (
             ["search", "--strategy", "nope"],
             "unknown strategy 'nope'; there are darts, gumbel-darts, proxyless",

@@ -158,7 +158,8 @@ def test_runner_killed_half_way_goes_on_and_its_results_make_the_table(
     out, errors = run(folder, "--json").communicate(timeout=240)
     assert errors == ""
     assert results.read_bytes().startswith(whole)
-    records = [json.loads(line) for line in results.read_text().splitlines()[1:]]
+    header, *records = (json.loads(line) for line in results.read_text().splitlines())
+    assert len(header["cpus"] or [0]) == 1  # as many as threads, where they can be chosen
     assert len({(r["kind"], r["key"]) for r in records}) == len(records) == ITEMS
     told = [json.loads(line) for line in out.splitlines()]
     assert (told[-1]["done"], told[-1]["total"]) == (ITEMS, ITEMS)
@@ -179,6 +180,14 @@ def test_runner_says_in_a_line_what_is_wrong_with_its_folder(tmp_path: Path) -> 
     assert "not what the manifest says (models/" in errors
     assert "copy the bundle again" in errors
     assert "Traceback" not in errors
+
+
+def test_runtime_that_is_too_old_for_the_models_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "fingerprint", lambda: replace(fingerprint(), onnxruntime="1.9.0"))
+    with pytest.raises(ValueError, match=r"onnxruntime is 1.9.0; the models need 1.18 or newer: .*--upgrade"):
+        runner.measure_bundle(bundled(tmp_path / "b"), runner._arguments(["--no-pin"]))
 
 
 # ---- the results
@@ -349,8 +358,10 @@ def test_sensors_of_the_cpu_are_read_before_others(tmp_path: Path) -> None:
 def test_heat_is_waited_out_but_not_for_ever() -> None:
     cooling = iter([75.0, 72.0, 69.0])
     slept: list[float] = []
-    heat = Heat(70, 60, lambda: next(cooling), slept.append)
+    said: list[str] = []
+    heat = Heat(70, 60, lambda: next(cooling), slept.append, said.append)
     heat.wait()
+    assert said == ["waiting for 70 °C; the CPU is at 75 °C"]
     assert (sum(slept), heat.left_seconds) == (4, 56)
     Heat(70, 60, lambda: 90.0, slept.append).wait()
     assert sum(slept) == 4 + 60
