@@ -185,7 +185,9 @@ def test_runner_says_in_a_line_what_is_wrong_with_its_folder(tmp_path: Path) -> 
 def test_runtime_that_is_too_old_for_the_models_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "fingerprint", lambda: replace(fingerprint(), onnxruntime="1.9.0"))
+    monkeypatch.setattr(
+        runner, "fingerprint", lambda runtime: replace(fingerprint(runtime), onnxruntime="1.9.0")
+    )
     with pytest.raises(ValueError, match=r"onnxruntime is 1.9.0; the models need 1.18 or newer: .*--upgrade"):
         runner.measure_bundle(bundled(tmp_path / "b"), runner._arguments(["--no-pin"]))
 
