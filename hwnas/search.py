@@ -213,7 +213,8 @@ class Search:
             if table.settings != self._session:
                 raise ValueError(
                     f"the table '{self.settings.device_table}' was measured with {table.settings}; the "
-                    f"search asks for {self._session}: give the same --threads and --optimisation"
+                    f"search asks for {self._session}: give the same --threads and --optimisation, and a "
+                    "table of ONNX Runtime in fp32, which is what a search exports"
                 )
             return table
         return build_latency_table(
