@@ -1,6 +1,7 @@
 # `make test` and `make search` are all that a fresh clone needs: each creates .venv when it is missing.
 
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -9,7 +10,7 @@ STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := test
 
 test: lint types
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 search: $(STAMP)
 	$(BIN)/hwnas search $(ARGS)

@@ -237,7 +237,7 @@ def _walk(
     module: nn.Module, name: str, path: tuple[Condition, ...]
 ) -> Iterator[tuple[str, nn.Module, tuple[Condition, ...]]]:
     """The outermost modules without branches, if they hold parameters, and what others hold of their own."""
-    if not _has_branches(module):
+    if not has_branches(module):
         if next(module.parameters(), None) is not None:
             yield name, module, path
         return
@@ -374,6 +374,7 @@ class _Runner:
         self._modules = dict(self._plain.named_modules())
         self._labels = {name: _value_labels(module) for name, module in self._modules.items()}
         self._alike: dict[str, object] = {}
+        self._subnets: dict[tuple[object, tuple[Option, ...]], nn.Module] = {}
         self._parts: dict[tuple[Any, ...], Part] = {}
         self._graphs: dict[tuple[Any, ...], ExecutedGraph] = {}
         self._calls: dict[tuple[Any, ...], _Call] = {}
@@ -389,7 +390,7 @@ class _Runner:
         for name, module in self._space.network.named_modules():
             if isinstance(module, Branching):
                 module.forward = partial(module.run_all, partial(self._branch, name))
-            elif not _has_branches(module):
+            elif not has_branches(module):
                 module.forward = partial(self._module, name, module.forward)
             else:
                 module.forward = partial(self._container, name, module.forward)
@@ -461,9 +462,12 @@ class _Runner:
         if call.module is None:
             assert call.function is not None
             return _Operation(call.function, call.template, call.keywords), _function_name(call.function)
-        # A site is frozen in the middle of a run; its thousands of small calls are nothing to look at.
-        with torch._C.DisableTorchFunction():
-            module = Freezer(own)(self._modules[call.module])
+        built, _, options = self._part_key(call, own)
+        if (built, options) not in self._subnets:
+            # A site is frozen in the middle of a run; its thousands of small calls are nothing to look at.
+            with torch._C.DisableTorchFunction():
+                self._subnets[built, options] = Freezer(own)(self._modules[call.module])
+        module = self._subnets[built, options]
         described = _described(module)
         if call.keywords or call.template != tuple(map(_Slot, range(len(call.inputs)))):
             return _Operation(module, call.template, call.keywords), described
@@ -685,13 +689,14 @@ def _to_meta(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, device="meta", requires_grad=False)
 
 
-def _has_branches(module: nn.Module) -> bool:
+def has_branches(module: nn.Module) -> bool:
+    """Whether a layer or an input is chosen in it; a site is the outermost module without."""
     return any(isinstance(child, Branching | InputChoice) for child in module.modules())
 
 
 def _value_labels(module: nn.Module) -> tuple[str, ...]:
     """Labels of the value choices inside a module without branches."""
-    if _has_branches(module):
+    if has_branches(module):
         return ()
     leaves: Iterator[ValueChoice] = (
         leaf

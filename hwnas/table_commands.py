@@ -12,6 +12,10 @@ from rich.console import Console
 from hwnas.cli import (
     Level,
     Optimisation,
+    Precision,
+    PrecisionOption,
+    Runtime,
+    RuntimeOption,
     Seed,
     SpaceName,
     Threads,
@@ -33,6 +37,8 @@ def table_bundle(
     num_classes: Annotated[int, typer.Option(min=1)] = 10,
     threads: Threads = 1,
     optimisation: Level = Optimisation.all,
+    runtime: RuntimeOption = Runtime.onnxruntime,
+    precision: PrecisionOption = Precision.fp32,
     seed: Seed = 0,
 ) -> None:
     """Write a folder that measures a space on another device, with Python, numpy and onnxruntime."""
@@ -52,7 +58,7 @@ def table_bundle(
                 torch.zeros(1, *shape),
                 folder,
                 name=space,
-                settings=SessionSettings(threads=threads, optimisation=optimisation.value),
+                settings=SessionSettings(threads, optimisation.value, runtime.value, precision.value),
                 seed=seed,
                 progress=report,
             )

@@ -81,6 +81,8 @@ class AdbDevice:
         """
         manifest = read_manifest(folder)
         settings = SessionSettings.from_json(manifest["settings"])
+        if settings.runtime != "onnxruntime":
+            raise ValueError(f"by adb ONNX Runtime measures; the bundle is for {settings.runtime}")
         there = _folder_there(folder)
         tool = self._push(folder, manifest, there, progress)
         cpus = self._fastest(settings.threads)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lookup_tables.build import (
-    METHOD,
     EntrySource,
     Progress,
     SubnetSource,
@@ -95,7 +94,7 @@ def write_bundle(
     asked: dict[str, Any] = {
         "schema": BUNDLE_SCHEMA,
         "space": space,
-        "method": METHOD,
+        "method": "isolated",
         "settings": settings.to_json(),
         "seed": seed,
         "entries": {key: source.name for key, source in entries.items()},

@@ -53,7 +53,7 @@ _LONGEST = 2  # times the rounds that were asked, while rounds are dropped
 
 _CERTIFICATE_SAMPLES = 24
 _CERTIFICATE_PAIRS = 8  # at least
-_LARGEST_FLOOR_PERCENT = {"thread_cpu": 3.0, "wall": 5.0}
+LARGEST_FLOOR_PERCENT = {"thread_cpu": 3.0, "wall": 5.0}
 
 
 @final
@@ -193,7 +193,7 @@ def in_worker(
 ) -> Iterator[Visit]:
     """A process that samples these models, for `measure_by`; ``command`` starts it in place of our own."""
     scratch = tempfile.TemporaryDirectory(prefix="lookup_tables-")
-    with scratch as folder, _Worker(settings, seed, command) as worker:
+    with scratch as folder, Worker(settings, seed, command) as worker:
         paths: dict[str | None, Path] = {key: Path(folder, f"{i}.onnx") for i, key in enumerate(keys)}
         paths[None] = Path(folder, "reference.onnx")
         for key, path in paths.items():
@@ -235,7 +235,7 @@ def measure_latency(
         # ONNX Runtime tells its mobile format by the name.
         path = Path(folder, "model.ort" if content[4:8] == b"ORTM" else "model.onnx")
         path.write_bytes(content)
-        with _Worker(settings, 0) as first, _Worker(settings, 0) as second:
+        with Worker(settings, 0) as first, Worker(settings, 0) as second:
             deadline = time.monotonic() + seconds
             while len(pairs) < _CERTIFICATE_PAIRS or time.monotonic() < deadline:
                 order = (first, second) if len(pairs) % 2 == 0 else (second, first)
@@ -267,7 +267,7 @@ def _reading(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], clock: st
     medians = np.array([[np.median(a), np.median(b)] for a, b in pairs])
     whole = _summary([session for pair in pairs for session in pair])
     floor = float(100 * np.median(np.abs(medians[:, 0] - medians[:, 1])) / whole.median_us)
-    largest = _LARGEST_FLOOR_PERCENT[clock]
+    largest = LARGEST_FLOOR_PERCENT[clock]
     valid = floor <= largest
     reason = f"two interleaved measurements differ by {floor:.2f} %, at most {largest:g} % is allowed"
     if not valid:
@@ -337,8 +337,14 @@ def _centre(references: Sequence[float], expected_us: float | None) -> float:
 
 
 @final
-class _Worker:
-    """A process that measures on command; a context, at whose end it is gone."""
+class Worker:
+    """A process that measures on command; a context, at whose end it is gone.
+
+    Args:
+        settings: of its sessions.
+        seed: of the random inputs.
+        command: starts the process, in place of our own.
+    """
 
     def __init__(self, settings: SessionSettings, seed: int, command: Sequence[str] | None = None) -> None:
         self._command: dict[str, Any] = {
@@ -360,7 +366,7 @@ class _Worker:
             text=True,
         )
 
-    def __enter__(self) -> _Worker:
+    def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -370,11 +376,30 @@ class _Worker:
 
     def measure(self, path: Path, name: str, samples: int) -> list[float]:
         """Microseconds of a run, by sample, in one fresh session."""
+        times: list[float] = self._ask({"model": str(path), "samples": samples}, name)["us"]
+        return times
+
+    def node_times(
+        self, path: Path, name: str, runs: int, samples: int, optimised: Path
+    ) -> tuple[dict[str, list[float]], list[float]]:
+        """Microseconds of each node under the profiler, by run; and of a run without it, by sample.
+
+        Args:
+            path: of the model.
+            name: of the model, for errors.
+            runs: under the profiler.
+            samples: without it.
+            optimised: where the model that is run, with these nodes, is written.
+        """
+        command = {"model": str(path), "runs": runs, "samples": samples, "optimised": str(optimised)}
+        answer = self._ask(command, name)
+        return answer["nodes"], answer["us"]
+
+    def _ask(self, command: Mapping[str, Any], name: str) -> dict[str, Any]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        command = {**self._command, "model": str(path), "samples": samples}
         try:
-            self.process.stdin.write(json.dumps(command) + "\n")
+            self.process.stdin.write(json.dumps({**self._command, **command}) + "\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
         except BrokenPipeError:
@@ -388,11 +413,10 @@ class _Worker:
                 f"the measuring process {how} at {name}; it said: {said}; measure again, and if it dies "
                 "again at the same model, the runtime or the memory of this machine cannot take it"
             )
-        answer = json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             runtime = _TITLES[self._command["runtime"]]
             raise ValueError(
                 f"{runtime} cannot run {name}: {answer['error']}; check the file, or export it again"
             )
-        times: list[float] = answer["us"]
-        return times
+        return answer

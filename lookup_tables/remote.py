@@ -31,7 +31,7 @@ _OPTIONS = ("BatchMode=yes", "ConnectTimeout=20", "ServerAliveInterval=15", "Ser
 # What the device is asked: its Python, what that lacks, and whether the bundle is there already.
 _PROBE = """
 import importlib.util, json, os, sys
-lacks = [name for name in ("numpy", "onnxruntime") if importlib.util.find_spec(name) is None]
+lacks = [name for name in sys.argv[2:] if importlib.util.find_spec(name) is None]
 there = os.path.exists(os.path.join(sys.argv[1], "manifest.json"))
 print(json.dumps({"python": list(sys.version_info[:2]), "lacks": lacks, "there": there}))
 """
@@ -105,7 +105,8 @@ class SshDevice:
         """
         manifest = read_manifest(folder)
         there = _folder_there(folder)
-        facts = json.loads(_asked(self, self.python, "-c", _PROBE, there).splitlines()[-1])
+        needs = sorted({"numpy", "onnxruntime", manifest["settings"]["runtime"]})
+        facts = json.loads(_asked(self, self.python, "-c", _PROBE, there, *needs).splitlines()[-1])
         if facts["python"] < _LEAST_PYTHON:
             version = ".".join(map(str, facts["python"]))
             raise ValueError(
@@ -115,7 +116,7 @@ class SshDevice:
         if facts["lacks"]:
             raise ValueError(
                 f"'{self.python}' on {self.host} lacks {' and '.join(facts['lacks'])}; install there: "
-                f"{self.python} -m pip install numpy onnxruntime, or name another Python by --remote-python"
+                f"{self.python} -m pip install {' '.join(needs)}, or name another Python by --remote-python"
             )
         if not facts["there"]:
             _send(self, folder, [*manifest["files"], MANIFEST], progress)

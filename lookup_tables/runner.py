@@ -42,6 +42,7 @@ MANIFEST = "manifest.json"
 RESULTS = "results.jsonl"
 RUNNER = "measure.py"
 
+_LEAST_ONNXRUNTIME = [1, 18]  # the first that reads models of ONNX IR version 10
 _AGAIN = f"run `python3 {RUNNER}` on the device again: it goes on where it stopped"
 WARMEST_CELSIUS = 70.0
 LONGEST_WAIT_SECONDS = 600.0
@@ -154,6 +155,7 @@ class Results:
         self.path = path
         self.header: dict[str, Any] = {}
         self.found: dict[str, Measurement] = {}
+        self._items: dict[str, Mapping[str, Any]] = {}  # the manifest's, by name
         self._file: IO[bytes] | None = None
         self._read()
 
@@ -179,19 +181,23 @@ class Results:
                 raise ValueError(f"its schema must be {RESULTS_SCHEMA!r}; it is {record['schema']!r}")
             checked_manifest(record["manifest"])
             DeviceFingerprint.from_json(record["device"])
-            self.header = record
+            self._begin(record)
             return
         numbers = {name: record[name] for name in ("median_us", "p10_us", "p90_us", "samples")}
         measured = Measurement(**numbers)
         if not all(type(n) in (int, float) and math.isfinite(n) and n > 0 for n in numbers.values()):
             raise ValueError(f"'{item_name(record)}' was measured as {measured}")
-        if item_name(record) not in map(item_name, self.header["manifest"]["measure"]):
+        if item_name(record) not in self._items:
             raise ValueError(f"'{item_name(record)}' is not in the manifest")
         self.found.setdefault(item_name(record), measured)
 
+    def _begin(self, header: dict[str, Any]) -> None:
+        self.header = header
+        self._items = {item_name(item): item for item in header["manifest"]["measure"]}
+
     def missing(self) -> list[str]:
         """What is still to be measured, in its order."""
-        return [name for name in map(item_name, self.header["manifest"]["measure"]) if name not in self.found]
+        return [name for name in self._items if name not in self.found]
 
     @contextmanager
     def recording(
@@ -221,20 +227,20 @@ class Results:
                     )
             self._file.truncate(whole)
             if not self.header:
-                self.header = {
+                header = {
                     "schema": RESULTS_SCHEMA,
                     "manifest": dict(manifest),
                     "device": device.to_json(),
                     "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
                 }
-                self.header.update(facts)
-                self._append(self.header)
+                header.update(facts)
+                self._begin(header)
+                self._append(header)
             yield
 
     def add(self, name: str, measured: Measurement, facts: Mapping[str, Any]) -> None:
         """Appends one measurement."""
-        kind, _, key = name.rpartition(" ")
-        record = {"kind": kind, "key": key}
+        record = {part: self._items[name][part] for part in ("kind", "key")}
         record.update(asdict(measured))
         record.update(facts)
         self._append(record)
@@ -326,14 +332,19 @@ class Heat:
         longest_seconds: float,
         celsius: Callable[[], float | None] = hottest_celsius,
         sleep: Callable[[float], None] = time.sleep,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._warmest = warmest_celsius
         self.left_seconds = longest_seconds
         self.celsius = celsius
         self._sleep = sleep
+        self._say = say
 
     def wait(self) -> None:
-        while self.left_seconds > 0 and (self.celsius() or 0.0) > self._warmest:
+        waited = self.left_seconds
+        while self.left_seconds > 0 and (now := self.celsius() or 0.0) > self._warmest:
+            if self.left_seconds == waited:
+                self._say(f"waiting for {self._warmest:.0f} °C; the CPU is at {now:.0f} °C")
             self._sleep(2.0)
             self.left_seconds -= 2.0
 
@@ -375,13 +386,27 @@ def _progress(results: Results, as_json: bool) -> Callable[[int, int], None]:
     return tell
 
 
+def _check_runtime(device: DeviceFingerprint, runtime: str) -> None:
+    old = [int(part) for part in device.onnxruntime.split(".")[:2]] < _LEAST_ONNXRUNTIME
+    if runtime == "onnxruntime" and old:
+        raise ValueError(
+            f"onnxruntime is {device.onnxruntime}; the models need 1.18 or newer: {sys.executable} -m pip "
+            "install --upgrade onnxruntime"
+        )
+    if runtime == "openvino" and device.openvino == "none":
+        raise ValueError(f"openvino is missing: {sys.executable} -m pip install openvino")
+
+
 def measure_bundle(folder: Path, arguments: argparse.Namespace) -> None:
     """Measures what is missing."""
     manifest = read_manifest(folder)
     settings = SessionSettings.from_json(manifest["settings"])
+    device = fingerprint(settings.runtime)
+    _check_runtime(device, settings.runtime)
     cpus = None if arguments.no_pin else pin(settings.threads)
     results = Results(folder / RESULTS)
-    files, heat = _Files(folder, manifest), Heat(arguments.max_celsius, arguments.max_wait)
+    files = _Files(folder, manifest)
+    heat = Heat(arguments.max_celsius, arguments.max_wait, say=lambda line: print(line, flush=True))
     reference, seed = (folder / manifest["reference"]).read_bytes(), manifest["seed"]
     command = [sys.executable, str(Path(__file__).resolve()), "--worker"]
 
@@ -391,7 +416,7 @@ def measure_bundle(folder: Path, arguments: argparse.Namespace) -> None:
         with in_worker(names, files, reference, settings, seed, command) as visit:
             yield visit
 
-    with results.recording(manifest, fingerprint(), {"clock": settings.clock, "cpus": cpus}):
+    with results.recording(manifest, device, {"clock": settings.clock, "cpus": cpus}):
         measure_by(
             visiting,
             results.missing(),

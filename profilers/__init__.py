@@ -5,6 +5,7 @@ from profilers.fbnet_penalty import FBNetPenalty
 from profilers.fit import fit_cost
 from profilers.flops import FlopsProfiler, MacCount, count_macs
 from profilers.latency import LatencyProfiler
+from profilers.mixed_precision import MixedPrecisionProfiler
 from profilers.params import ParamsProfiler, count_parameters
 from profilers.peak_memory import PeakMemory, PeakMemoryProfiler, peak_memory
 from profilers.penalty import (
@@ -30,6 +31,7 @@ __all__ = [
     "LatencyProfiler",
     "MacCount",
     "Meter",
+    "MixedPrecisionProfiler",
     "Option",
     "ParamsProfiler",
     "Part",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
 from profilers.cost import Cost, CostTable
-from profilers.space import Option, Part, Site, Space
+from profilers.space import Architecture, Option, Part, Site, Space
 
 # Combinations of one site's options. Each is frozen and looked at.
 _LARGEST = 100_000
@@ -93,15 +94,30 @@ def distinct_parts(space: Space, sites: Sequence[Site]) -> dict[str, Part]:
 
 
 def parts_of(space: Space, site: Site) -> Sequence[Part | None]:
-    """The site under every combination of its labels' options, the last label's options fastest.
+    """The site under every combination of its labels' options, as in `combinations_of`.
 
     Raises:
         ValueError: there are over 100,000 combinations.
     """
+    _check_count(space, site)
+    return site.parts(space.options)
+
+
+def combinations_of(space: Space, site: Site) -> Iterator[Architecture]:
+    """Every combination of the options of a site's labels, the last label's options fastest.
+
+    Raises:
+        ValueError: there are over 100,000 combinations.
+    """
+    _check_count(space, site)
+    for combination in itertools.product(*(space.options[label] for label in site.labels)):
+        yield dict(zip(site.labels, combination, strict=True))
+
+
+def _check_count(space: Space, site: Site) -> None:
     count = math.prod(len(space.options[label]) for label in site.labels)
     if count > _LARGEST:
         raise ValueError(
             f"site {site.name!r} depends on {tuple(site.labels)}: {count} combinations, at most "
             f"{_LARGEST} are looked at. Let fewer choices meet in one module"
         )
-    return site.parts(space.options)

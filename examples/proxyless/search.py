@@ -15,13 +15,13 @@ The logarithms are of microseconds here, so that they are positive for networks 
 The authors' recipe is 120 epochs of ImageNet after 40 of warm-up, batches of 256, SGD at 0.025 with a
 cosine, weight decay 4e-5, label smoothing 0.1, and Adam at 0.001 without momentum for the architecture:
 
-    search.py --data my_module:imagenet --epochs 160 --warmup-epochs 40 --batch-size 256 --lr 0.025
-        --arch-lr 0.001 --device pixel1.json --ref-latency 80 --accelerator gpu --devices 4
+    search.py --data imagenet-folder --data-folder imagenet --epochs 160 --warmup-epochs 40 --batch-size 64
+        --lr 0.025 --arch-lr 0.001 --device pixel1.json --ref-latency 80 --accelerator gpu --devices 4
         --strategy ddp_find_unused_parameters_true
 
-Images under 64x64 are searched in the space's small variant. Departures: an architecture step goes before
-each weight step, not before every fifth; the answer is the most probable network within --ref-latency,
-exactly.
+Batches are of each device. Images under 64x64 get the space's small variant. Departures: an architecture
+step goes before each weight step, not before every fifth; the answer is the most probable network within
+--ref-latency, exactly.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ were published.
 The authors' recipe (paper, section 4; megvii-model/SinglePathOneShot) is 150,000 steps of ImageNet, 120
 epochs, at batches of 1024, SGD at 0.5 falling to 0 in a line, weight decay 4e-5 and label smoothing 0.1:
 
-    supernet.py --data my_module:imagenet --epochs 120 --batch-size 128 --lr 0.5 --accelerator gpu --devices 8
-        --strategy ddp_find_unused_parameters_true
+    supernet.py --data imagenet-folder --data-folder imagenet --epochs 120 --batch-size 128 --lr 0.5
+        --accelerator gpu --devices 8 --strategy ddp_find_unused_parameters_true
 
 where batches are of each device. Images under 64x64 are searched in the space's small variant. Departure:
 BatchNorm has a scale and a shift in the supernet.

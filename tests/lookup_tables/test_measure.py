@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from lookup_tables.measure import Measurement, _reading, _rounds, _Worker, measure, measure_latency
+from lookup_tables.measure import Measurement, Worker, _reading, _rounds, measure, measure_latency
 from lookup_tables.session import SessionSettings
 from lookup_tables.worker import random_inputs, sample, session_options
 
@@ -73,7 +73,7 @@ def test_no_models_need_no_worker_and_no_rounds_are_refused() -> None:
 def test_dead_worker_names_the_model_it_was_at(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(model())
-    with _Worker(SETTINGS, 0) as worker:
+    with Worker(SETTINGS, 0) as worker:
         assert worker.measure(path, "model 'a'", 1)
         os.kill(worker.process.pid, signal.SIGKILL)
         with pytest.raises(RuntimeError, match="killed by signal 9 at model 'b'"):
@@ -89,13 +89,13 @@ def test_worker_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_worker_is_gone_after_an_error() -> None:
-    with pytest.raises(KeyboardInterrupt), _Worker(SETTINGS, 0) as worker:
+    with pytest.raises(KeyboardInterrupt), Worker(SETTINGS, 0) as worker:
         raise KeyboardInterrupt
     assert worker.process.returncode is not None
 
 
 def test_worker_imports_neither_torch_nor_this_package(tmp_path: Path) -> None:
-    with _Worker(SETTINGS, 0) as worker:
+    with Worker(SETTINGS, 0) as worker:
         path = tmp_path / "model.onnx"
         path.write_bytes(model())
         worker.measure(path, "the model", 1)
