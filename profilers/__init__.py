@@ -5,6 +5,7 @@ from profilers.fbnet_penalty import FBNetPenalty
 from profilers.fit import fit_cost
 from profilers.flops import FlopsProfiler, MacCount, count_macs
 from profilers.latency import LatencyProfiler
+from profilers.nn_meter import NnMeterPredictor, NnMeterProfiler
 from profilers.params import ParamsProfiler, count_parameters
 from profilers.penalty import (
     ExpectationProfilerPenalty,
@@ -29,6 +30,8 @@ __all__ = [
     "LatencyProfiler",
     "MacCount",
     "Meter",
+    "NnMeterPredictor",
+    "NnMeterProfiler",
     "Option",
     "ParamsProfiler",
     "Part",
