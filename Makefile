@@ -1,6 +1,7 @@
 # `make test` and `make search` are all that a fresh clone needs: each creates .venv when it is missing.
 
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -9,7 +10,7 @@ STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := test
 
 test: lint types
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 search: $(STAMP)
 	$(BIN)/hwnas search $(ARGS)
@@ -30,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' || { \
 	  echo "'$(PYTHON)' cannot create environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,nn-meter,optuna]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,nn-meter,openvino,optuna]"
 	@touch $@
 
 clean:

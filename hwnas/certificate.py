@@ -37,7 +37,7 @@ class Certificate:
         valid: the noise floor was low enough for the measurement to say anything.
         reason: why it passed or did not, in words.
         budget_ms: what was asked.
-        predicted_ms: what the latency table said.
+        predicted_ms: what the latency table said; None where none was asked.
         predicted_interval_ms: between which two numbers the table expected the measurement.
         measured_ms: median of a measurement taken after the selection.
         measured_p10_ms, measured_p90_ms: its spread.
@@ -47,7 +47,7 @@ class Certificate:
         parity_max_abs_diff: largest difference between torch's outputs and the file's.
         macs, params: multiply-adds and parameters, in the published convention.
         architecture: the options, by label.
-        space, data, strategy, seed: how it was found.
+        space, data, strategy, seed: how it was found; the strategy is ``given`` where an architecture was.
         device: fingerprint of the machine that measured.
         runtime: versions and session settings.
         date: of the measurement, ISO 8601.
@@ -57,8 +57,8 @@ class Certificate:
     valid: bool
     reason: str
     budget_ms: float
-    predicted_ms: float
-    predicted_interval_ms: tuple[float, float]
+    predicted_ms: float | None
+    predicted_interval_ms: tuple[float, float] | None
     measured_ms: float
     measured_p10_ms: float
     measured_p90_ms: float
@@ -91,17 +91,19 @@ class Certificate:
                 f"{' and more' if len(missing) > 5 else ''}; certificates are written by "
                 "`hwnas search`"
             )
-        interval = tuple(float(number) for number in facts["predicted_interval_ms"])
-        return cls(**{**{name: facts[name] for name in names}, "predicted_interval_ms": interval})
+        found = {name: facts[name] for name in names}
+        if found["predicted_interval_ms"] is not None:
+            found["predicted_interval_ms"] = tuple(map(float, found["predicted_interval_ms"]))
+        return cls(**found)
 
     def save(self, onnx_path: Path, json_path: Path) -> None:
-        """Writes it into the ONNX file's metadata and beside it."""
+        """Writes it into the ONNX file's metadata, and into a file in JSON."""
         write_metadata(onnx_path, self.to_json())
         write_json(json_path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> Certificate:
-        """From an ONNX file's metadata, or from ``certificate.json``.
+        """From a file's metadata (ONNX, or ONNX Runtime's mobile format), or from ``certificate.json``.
 
         Raises:
             ValueError: the file is absent or damaged, or carries no certificate.
@@ -190,7 +192,7 @@ def certify(
     settings = latency.table.settings
     reading = patient_reading(path, settings, say)
     passed, reason = judge(reading, budget_ms)
-    here = fingerprint()
+    here = fingerprint(settings.runtime)
     if others := latency.table.device.differences(here):
         passed = False
         reason = (
@@ -229,7 +231,9 @@ def certify(
 
 def runtime_facts(settings: SessionSettings) -> dict[str, Any]:
     """Versions and session settings, as a certificate has them."""
+    openvino = fingerprint(settings.runtime).openvino
     return {
+        **({"openvino": openvino} if openvino else {}),
         "onnxruntime": onnxruntime.__version__,
         "onnx": onnx.__version__,
         "torch": torch.__version__,
@@ -263,7 +267,7 @@ def verify(path: Path) -> Verification:
     """
     certificate = Certificate.load(path)
     settings = SessionSettings.from_json(certificate.runtime["session"])
-    differences = DeviceFingerprint.from_json(certificate.device).differences(fingerprint())
+    differences = DeviceFingerprint.from_json(certificate.device).differences(fingerprint(settings.runtime))
     reading = patient_reading(path, settings)
     holds, reason = judge(reading, certificate.budget_ms)
     return Verification(certificate, reading, holds, reason, differences)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -20,7 +21,7 @@ from hwnas.nn_meter_cli import nn_meter_app
 if TYPE_CHECKING:
     from hwnas.certificate import Certificate
     from hwnas.space import ModelSpace
-    from lookup_tables import LookupTable
+    from lookup_tables import Accuracy, LookupTable
 
 # Torch and Lightning are imported by the commands: `hwnas --help` answers at once.
 app = typer.Typer(
@@ -36,6 +37,14 @@ app.add_typer(spaces_app, name="spaces")
 app.add_typer(nn_meter_app, name="nnmeter")
 
 
+class TableMethod(StrEnum):
+    """Ways to measure the sites of a table."""
+
+    isolated = "isolated"
+    slope = "slope"
+    profiled = "profiled"
+
+
 class Optimisation(StrEnum):
     """ONNX Runtime's graph optimisation levels."""
 
@@ -45,12 +54,36 @@ class Optimisation(StrEnum):
     disabled = "disabled"
 
 
+class Runtime(StrEnum):
+    """What runs the files."""
+
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+
+
+class Precision(StrEnum):
+    """What the files compute in."""
+
+    fp32 = "fp32"
+    int8 = "int8"
+
+
 SpaceName = Annotated[
     str, typer.Option("--space", help="a ready-made space, NAME:small, or my_module:MyNetwork")
 ]
-DataName = Annotated[str, typer.Option("--data", help="fashion-mnist, digits, or my_module:my_datamodule")]
-Threads = Annotated[int, typer.Option(min=1, help="of the ONNX Runtime session")]
+DataName = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="fashion-mnist, digits, cifar10, cifar100, imagenet-folder, or my_module:my_datamodule",
+    ),
+]
+Threads = Annotated[int, typer.Option(min=1, help="of the session")]
 Level = Annotated[Optimisation, typer.Option(help="ONNX Runtime's graph optimisation")]
+RuntimeOption = Annotated[Runtime, typer.Option(help="what runs the files")]
+PrecisionOption = Annotated[
+    Precision, typer.Option(help="int8: every site and network is quantised before it is measured")
+]
 Seed = Annotated[int, typer.Option(help="of everything that is drawn")]
 
 
@@ -141,9 +174,32 @@ def table_build(
     num_classes: Annotated[int, typer.Option(min=1)] = 10,
     threads: Threads = 1,
     optimisation: Level = Optimisation.all,
+    runtime: RuntimeOption = Runtime.onnxruntime,
+    precision: PrecisionOption = Precision.fp32,
+    method: Annotated[
+        TableMethod | None,
+        typer.Option(help="of measuring sites; default: profiled for ONNX Runtime in fp32, else isolated"),
+    ] = None,
     seed: Seed = 0,
+    remote: Annotated[
+        str | None, typer.Option(help="measure on user@host[:port] by ssh; default: on this machine")
+    ] = None,
+    ssh_option: Annotated[
+        list[str] | None,
+        typer.Option(help="as after ssh -o, such as IdentityFile=~/.ssh/pi; may be repeated"),
+    ] = None,
+    remote_python: Annotated[
+        str, typer.Option(help="on the remote device, from its home folder; needs numpy and onnxruntime")
+    ] = "python3",
+    adb: Annotated[
+        str | None, typer.Option(help="measure on the Android device of this serial, or 'auto': the only one")
+    ] = None,
+    perf_test: Annotated[
+        str | None,
+        typer.Option(help="onnxruntime_perf_test for --adb: a path on the device, or a file here to push"),
+    ] = None,
 ) -> None:
-    """Measure every distinct site of a space on this machine."""
+    """Measure every distinct site of a space, on this machine or on another device."""
     console = Console()
     with told_errors(console):
         import torch
@@ -151,6 +207,7 @@ def table_build(
         from hwnas.latency_table import build_latency_table
         from hwnas.loading import load_space
         from hwnas.progress import bars
+        from hwnas.table_commands import other_device
         from lookup_tables import SessionSettings
 
         shape = parsed_shape(input_shape)
@@ -160,9 +217,11 @@ def table_build(
                 torch.zeros(1, *shape),
                 out,
                 name=space,
-                settings=SessionSettings(threads=threads, optimisation=optimisation.value),
+                settings=SessionSettings(threads, optimisation.value, runtime.value, precision.value),
+                method=None if method is None else method.value,
                 seed=seed,
                 progress=report,
+                device=other_device(remote, ssh_option or [], remote_python, adb, perf_test),
             )
         print_table(console, table, entries=0)
         console.print(f"table  {out}")
@@ -172,13 +231,27 @@ def table_build(
 def table_show(
     path: Annotated[Path, typer.Argument(help="a latency table")],
     entries: Annotated[int, typer.Option(help="how many entries are listed, dearest first")] = 20,
+    plot: Annotated[
+        Path | None, typer.Option(help="a picture to draw: predicted against measured, held out")
+    ] = None,
 ) -> None:
     """Print a table: device, settings, its own error, and its entries."""
     console = Console()
     with told_errors(console):
-        from lookup_tables import LookupTable
+        from lookup_tables import LookupTable, held_out
 
-        print_table(console, LookupTable.load(path), entries)
+        table = LookupTable.load(path)
+        print_table(console, table, entries)
+        if plot is not None:
+            from hwnas.table_plot import draw_predictions
+
+            accuracy = table.accuracy
+            predicted, measured = held_out(table)
+            title = f"{table.space}, each network held out: MAPE {accuracy.mape_percent:.2f} %"
+            draw_predictions(
+                predicted, measured, (accuracy.interval_low, accuracy.interval_high), title, plot
+            )
+            console.print(f"plot  {plot}")
 
 
 @app.command()
@@ -234,13 +307,29 @@ def export(
     input_shape: Annotated[str, typer.Option(help="channels x height x width, without --data")] = "1x28x28",
     num_classes: Annotated[int, typer.Option(min=1, help="without --data")] = 10,
     dynamic_batch: Annotated[bool, typer.Option(help="leave the batch open")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="compute in INT8, ranges from training images of --data")
+    ] = False,
+    ort: Annotated[
+        bool, typer.Option("--ort", help="also in ONNX Runtime's mobile format, beside the ONNX file")
+    ] = False,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(help="compare with openvino, ncnn, mnn or litert; repeatable, or all"),
+    ] = None,
+    max_latency_ms: Annotated[
+        float | None, typer.Option(help="a budget: the file is measured and gets a certificate")
+    ] = None,
+    threads: Threads = 1,
+    optimisation: Level = Optimisation.all,
 ) -> None:
-    """Write the ONNX file of an architecture with the weights of a checkpoint."""
+    """Write the file of an architecture with the weights of a checkpoint, and check that very file."""
     console = Console()
     with told_errors(console):
+        from hwnas.engines import ENGINES
         from hwnas.subnet_export import export_from_checkpoint
 
-        facts = export_from_checkpoint(
+        exported = export_from_checkpoint(
             architecture,
             checkpoint,
             out,
@@ -250,13 +339,31 @@ def export(
             input_shape=parsed_shape(input_shape),
             num_classes=num_classes,
             dynamic_batch=dynamic_batch,
+            int8=int8,
+            ort=ort,
+            engines=ENGINES if engine == ["all"] else engine or (),
+            max_latency_ms=max_latency_ms,
+            threads=threads,
+            optimisation=optimisation.value,
         )
+        if exported.mobile_usability is not None:
+            console.print(exported.mobile_usability, markup=False, highlight=False)
+        facts = {"file": exported.file, "parity_max_abs_diff": exported.parity_max_abs_diff}
+        if exported.test_accuracy is not None:
+            facts["test_accuracy"] = exported.test_accuracy
+        facts |= {f"parity {name}": found for name, found in exported.engines.items()}
         for name, fact in facts.items():
-            console.print(f"{name:<22} {fact}")
+            console.print(f"{name:<22} {fact}", markup=False)
+        if exported.certificate is not None:
+            print_certificate(console, exported.certificate)
+            if not exported.certificate.passed:
+                raise typer.Exit(1)
 
 
 @app.command()
-def verify(path: Annotated[Path, typer.Argument(help="an ONNX file with a certificate")]) -> None:
+def verify(
+    path: Annotated[Path, typer.Argument(help="a certified file, *.onnx or *.ort")],
+) -> None:
     """Measure a certified file again: does its promise hold here? Exit code 0 or 1."""
     console = Console()
     with told_errors(console):
@@ -315,7 +422,7 @@ def told_errors(console: Console) -> Iterator[None]:
     except KeyboardInterrupt:
         console.print("[yellow]stopped; the same command goes on from here")
         raise typer.Exit(130) from None
-    except (ValueError, TypeError, SearchFailedError, NonFiniteLossError) as error:
+    except (ValueError, TypeError, FileNotFoundError, SearchFailedError, NonFiniteLossError) as error:
         if os.environ.get("HWNAS_TRACEBACK"):
             raise
         console.print("[red]error:[/]", escape(str(error)), highlight=False, soft_wrap=True)
@@ -345,17 +452,22 @@ def read_architecture(path: Path, space: ModelSpace) -> dict[str, Any]:
 
 
 def print_certificate(console: Console, certificate: Certificate) -> None:
-    low, high = certificate.predicted_interval_ms
+    predicted = "-"
+    if certificate.predicted_ms is not None and certificate.predicted_interval_ms is not None:
+        low, high = certificate.predicted_interval_ms
+        predicted = f"{certificate.predicted_ms:.4f} ms  ({low:.4f} to {high:.4f})"
+    session = certificate.runtime["session"]
     printed = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     accuracy = certificate.test_accuracy
     rows = {
         "budget": f"{certificate.budget_ms:.4f} ms",
-        "predicted": f"{certificate.predicted_ms:.4f} ms  ({low:.4f} to {high:.4f})",
+        "predicted": predicted,
         "measured": f"{certificate.measured_ms:.4f} ms  (p10 {certificate.measured_p10_ms:.4f}, "
         f"p90 {certificate.measured_p90_ms:.4f}, noise floor {certificate.noise_floor_percent:.2f} %, "
         f"clock {certificate.clock})",
         "test accuracy": "-" if accuracy is None else f"{100 * accuracy:.2f} %",
-        "torch against ONNX": f"{certificate.parity_max_abs_diff:.2g}",
+        "session": ", ".join(f"{name} {value}" for name, value in session.items()),
+        "torch against file": f"{certificate.parity_max_abs_diff:.2g}",
         "size": f"{certificate.macs / 1e6:.2f} M multiply-adds, {certificate.params:,.0f} parameters",
         "architecture": json.dumps(certificate.architecture),
         "certificate": ("[green]passed" if certificate.passed else "[red]not passed")
@@ -366,25 +478,50 @@ def print_certificate(console: Console, certificate: Certificate) -> None:
     console.print(printed, highlight=False)
 
 
+def described_session(table: LookupTable) -> str:
+    settings, device = table.settings, table.device
+    runtime = f"ONNX Runtime {device.onnxruntime}, optimisation {settings.optimisation}"
+    if settings.runtime == "openvino":
+        runtime = f"OpenVINO {device.openvino}"
+    return f"{runtime}, {settings.threads} thread(s), {settings.precision}"
+
+
 def print_table(console: Console, table: LookupTable, entries: int) -> None:
-    accuracy = table.accuracy
+    accuracy, calibration = table.accuracy, table.calibration
+    methods = Counter(entry.method for entry in table.entries.values())
     printed = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in {
         "space": table.space,
-        "device": f"{table.device.cpu}, {table.device.cores} cores, ONNX Runtime {table.device.onnxruntime}",
-        "session": f"{table.settings.threads} thread(s), optimisation {table.settings.optimisation}",
+        "device": f"{table.device.cpu}, {table.device.cores} cores",
+        "session": described_session(table),
         "measured": table.date,
-        "entries": str(len(table.entries)),
-        "held-out error": f"MAPE {accuracy.mape_percent:.2f} %, within 5 %: "
-        f"{accuracy.within_5_percent:.0f} %, within 10 %: {accuracy.within_10_percent:.0f} %, "
-        f"Spearman {accuracy.spearman:.3f} (on {accuracy.subnets} networks; noise floor "
-        f"{accuracy.noise_floor_percent:.2f} %)",
+        "entries": ", ".join(f"{count} {method}" for method, count in methods.most_common()),
+        "calibration": f"{calibration.scale:.3f} x sum {calibration.per_site_us:+.2f} us x sites "
+        f"{calibration.constant_us:+.2f} us",
+        "held-out error": described_accuracy(accuracy),
+        "interval": f"measured is predicted {100 * accuracy.interval_low:+.1f} to "
+        f"{100 * accuracy.interval_high:+.1f} %, in {100 * accuracy.coverage:.0f} % of cases",
     }.items():
         printed.add_row(f"[bold]{name}", value)
     console.print(printed, highlight=False)
+    if doubt := table.doubt():
+        console.print(f"[yellow]warning: {escape(doubt)}", highlight=False, soft_wrap=True)
     if entries:
-        listed = Table("entry", "median µs", "p10", "p90")
+        listed = Table("entry", "typical µs", "p10", "p90")
         dearest = sorted(table.entries.values(), key=lambda entry: -entry.median_us)
         for entry in dearest[:entries]:
             listed.add_row(entry.name, *(f"{n:.1f}" for n in (entry.median_us, entry.p10_us, entry.p90_us)))
         console.print(listed)
+
+
+def described_accuracy(accuracy: Accuracy) -> str:
+    return (
+        f"MAPE {accuracy.mape_percent:.2f} %, within 5 %: {accuracy.within_5_percent:.0f} %, within 10 %: "
+        f"{accuracy.within_10_percent:.0f} %, Spearman {accuracy.spearman:.3f} (on {accuracy.subnets} "
+        f"networks; noise floor {accuracy.noise_floor_percent:.2f} %)"
+    )
+
+
+# Its commands need what stands above.
+from hwnas import table_checks as table_checks  # noqa: E402
+from hwnas import table_commands as table_commands  # noqa: E402

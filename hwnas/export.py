@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import itertools
 import json
 import logging
 import warnings
@@ -32,7 +34,8 @@ def export_onnx(
 ) -> Path:
     """Writes a plain network as one ONNX file, with BatchNorm folded and no trace of this machine in it.
 
-    The file appears whole or not at all.
+    Operators are named after the modules that they come from (``layers.0.expand.1/Conv``: folded into its
+    convolution, BatchNorm leaves it its own name). The file appears whole or not at all.
 
     Args:
         subnet: what ``space.freeze`` returned; exported in evaluation mode, its own mode is kept.
@@ -72,6 +75,7 @@ def export_onnx(
         subnet.train(was_training)
     assert program is not None  # dynamo=True returns a program
     model = program.model_proto
+    _name_by_module(model)
     _strip(model)
     _add_metadata(model, metadata or {})
     onnx.checker.check_model(model, full_check=True)
@@ -151,16 +155,21 @@ def write_metadata(path: str | Path, facts: Mapping[str, Any]) -> None:
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """The facts that `write_metadata` stored.
+    """The facts that `write_metadata` stored, in an ONNX file or in one made of it by `hwnas.mobile.to_ort`.
 
     Raises:
-        ValueError: the file is absent, truncated, or no ONNX model.
+        ValueError: the file is absent, truncated, or no model.
     """
-    facts = {}
-    for entry in _load(Path(path)).metadata_props:
-        if entry.key.startswith(METADATA_PREFIX):
-            facts[entry.key.removeprefix(METADATA_PREFIX)] = json.loads(entry.value)
-    return facts
+    path = Path(path)
+    if path.suffix == ".ort":
+        found = load_session(path).get_modelmeta().custom_metadata_map
+    else:
+        found = {entry.key: entry.value for entry in _load(path).metadata_props}
+    return {
+        key.removeprefix(METADATA_PREFIX): json.loads(fact)
+        for key, fact in found.items()
+        if key.startswith(METADATA_PREFIX)
+    }
 
 
 @contextlib.contextmanager
@@ -202,6 +211,20 @@ def _takes_any_batch(model: onnx.ModelProto, example_input: Tensor) -> bool:
     except Exception:  # ONNX Runtime's errors share no public base class
         return False
     return all(len(output) == len(inputs) for output in outputs)
+
+
+def _name_by_module(model: onnx.ModelProto) -> None:
+    """Names every operator ``<module>/<operator>``, with a number where that is taken."""
+    taken: set[str] = set()
+    for node in model.graph.node:
+        scopes = [entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"]
+        # From the network ('') inwards; the last is the call itself.
+        path = ast.literal_eval(scopes[0]) if scopes else []
+        place = path[-2] if len(path) > 1 else ""
+        name = f"{place}/{node.op_type}"
+        numbered = (f"{name}_{n}" for n in itertools.count(1))
+        node.name = name if name not in taken else next(other for other in numbered if other not in taken)
+        taken.add(node.name)
 
 
 def _strip(model: onnx.ModelProto) -> None:

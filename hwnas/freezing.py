@@ -85,6 +85,10 @@ class Freezer:
             )
         return copy.deepcopy(thing, self._copies)
 
+    def copy_of(self, thing: object) -> Any:
+        """The copy that was made of a thing; None where none was."""
+        return self._copies.get(id(thing))
+
     def part(self, whole: Tensor, part: Tensor) -> nn.Parameter:
         """A copied slice of a parameter; equal slices of one parameter are one, so they stay tied."""
         if isinstance(whole, nn.Parameter) and part.shape == whole.shape:

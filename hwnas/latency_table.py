@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,34 @@ from hwnas.freezing import Freezer
 from hwnas.progress import Report
 from hwnas.space import ModelSpace
 from hwnas.survey import on_meta
-from lookup_tables import EntrySource, LookupTable, SessionSettings, SubnetSource, build_table
+from hwnas.wiring import wired
+from lookup_tables import (
+    EntrySource,
+    LookupTable,
+    Method,
+    Networks,
+    OtherDevice,
+    SessionSettings,
+    SubnetSource,
+    Validation,
+    Wiring,
+    build_table,
+    build_table_on,
+    executed_graph,
+    fingerprint,
+    validate_table,
+    write_bundle,
+)
 from profilers import FlopsProfiler, distinct_parts
+from profilers.profile import combinations_of
 from profilers.space import Architecture, Site
 
 CALIBRATION_SUBNETS = 32
+
+_RANDOM_NETWORKS = 15  # that are profiled at least
+_LEAST_SEEN = 3  # networks in which an entry is profiled
+_PATIENCE = 10  # networks drawn for an entry without finding it
+_AMPLE = 10  # a space this many times larger than the calibration can spare its networks for that alone
 
 
 def build_latency_table(
@@ -28,11 +52,13 @@ def build_latency_table(
     *,
     name: str,
     settings: SessionSettings,
+    method: Method | None = None,
     subnets: int = CALIBRATION_SUBNETS,
     seed: int = 0,
     progress: Report | None = None,
+    device: OtherDevice | None = None,
 ) -> LookupTable:
-    """Measures every distinct site of a space on this machine, and calibrates their sum on whole subnets.
+    """Measures every distinct site of a space on a device, and calibrates their sum on whole subnets.
 
     A build that was stopped goes on where it was; a finished table is returned as it is, or completed
     where it lacks entries.
@@ -43,25 +69,149 @@ def build_latency_table(
         path: the table's file.
         name: of the space, for the table's readers.
         settings: of the sessions, as they will be deployed.
+        method: of measuring sites (`lookup_tables.build_table`). None: that of the finished table if there is
+            one; otherwise ``profiled`` for ONNX Runtime in fp32, else ``isolated``.
         subnets: how many whole networks calibrate and check the table.
         seed: of their choice.
         progress: told about every step.
+        device: which measures, such as `lookup_tables.SshDevice`; by default this machine.
     """
     sites = space.sites(example_input)
-    entries = {
-        key: EntrySource(part.name, part.module, part.inputs)
-        for key, part in distinct_parts(space, sites).items()
-    }
+    entries = site_sources(space, sites)
     chosen = spread_architectures(space, example_input, subnets, seed)
+    nets = [subnet_source(space, sites, architecture, example_input) for architecture in chosen]
+    if device is not None:
+        if method not in (None, "isolated"):
+            raise ValueError(
+                f"on another device sites are measured by method 'isolated' alone; got {method!r}"
+            )
+        return build_table_on(
+            device, entries, nets, path=path, space=name, settings=settings, seed=seed, progress=progress
+        )
+    finished = LookupTable.load(path) if path.exists() else None
+    if method is None:
+        method = finished.protocol["method"] if finished else _default_method(settings)
+    networks = Networks((), {})
+    if method == "profiled" and not (finished and entries.keys() <= finished.entries.keys()):
+        apart = chosen if space.size >= _AMPLE * len(chosen) else []
+        networks = networks_to_profile(space, sites, entries, example_input, seed, apart, progress)
     return build_table(
         entries,
-        [subnet_source(space, sites, architecture, example_input) for architecture in chosen],
+        nets,
         path=path,
         space=name,
         settings=settings,
+        method=method,
+        networks=networks,
         seed=seed,
         progress=progress,
     )
+
+
+def _default_method(settings: SessionSettings) -> Method:
+    """``profiled``, where it was found to be the most accurate: ONNX Runtime, fp32."""
+    is_known = (settings.runtime, settings.precision) == ("onnxruntime", "fp32")
+    return "profiled" if is_known else "isolated"
+
+
+def networks_to_profile(
+    space: ModelSpace,
+    sites: Sequence[Site],
+    entries: Mapping[str, EntrySource],
+    example_input: Tensor,
+    seed: int,
+    apart: Collection[Architecture] = (),
+    progress: Report | None = None,
+) -> Networks:
+    """Random networks, and then such that hold what is rare, until every entry is in three of them.
+
+    An entry that so many architectures do not have is in as many as were found.
+
+    Args:
+        space: whose networks these are.
+        sites: of the space.
+        entries: every part that costs something, by key.
+        example_input: what a deployed network gets.
+        seed: of the choice.
+        apart: canonical architectures whose networks are not taken.
+        progress: told how many entries are in enough of them.
+    """
+    network = on_meta(space.network)
+    generator = torch.Generator().manual_seed(seed + 1)
+    source = random.Random(seed)
+    parts = dict(entries)
+    # Architectures with skips in different places can be one network.
+    excluded = {wired(network, architecture, example_input, parts) for architecture in apart}
+    found: dict[Wiring, None] = {}
+    seen: Counter[str] = Counter()
+
+    def add(architecture: Architecture) -> None:
+        wiring = wired(network, space.canonical(architecture), example_input, parts)
+        if wiring not in found and wiring not in excluded:
+            found[wiring] = None
+            seen.update({call.key for call in wiring.live()})
+
+    for _ in range(min(_RANDOM_NETWORKS, space.size)):
+        add(space.random(generator))
+    where: dict[str, list[Architecture]] = {}
+    for site in sites:
+        for options in combinations_of(space, site):
+            part = site.part(options)
+            if part is not None and part.key in entries:
+                where.setdefault(part.key, []).append(options)
+    tries: Counter[str] = Counter()
+    while lacking := [key for key in where if seen[key] < _LEAST_SEEN and tries[key] < _PATIENCE]:
+        source.shuffle(lacking)
+        lacking.sort(key=lambda key: (seen[key], tries[key]))
+        fixed: Architecture = {}
+        for key in lacking:
+            options = source.choice(where[key])
+            if all(fixed.get(label, option) == option for label, option in options.items()):
+                fixed.update(options)
+                tries[key] += 1
+        add({**space.random(generator), **fixed})
+        if progress is not None:
+            progress("choosing networks", sum(seen[key] >= _LEAST_SEEN for key in where), len(where))
+    return Networks(tuple(found), parts)
+
+
+def bundle_latency_table(
+    space: ModelSpace,
+    example_input: Tensor,
+    folder: Path,
+    *,
+    name: str,
+    settings: SessionSettings,
+    subnets: int = CALIBRATION_SUBNETS,
+    seed: int = 0,
+    progress: Report | None = None,
+) -> None:
+    """Writes what `build_latency_table` would measure, to be measured on another device.
+
+    Args:
+        folder: of the bundle; one that was cut off is completed, a finished one is left as it is.
+        space, example_input, name, settings, subnets, seed, progress: as for `build_latency_table`.
+    """
+    entries, nets = table_sources(space, example_input, subnets, seed)
+    write_bundle(entries, nets, folder, space=name, settings=settings, seed=seed, progress=progress)
+
+
+def table_sources(
+    space: ModelSpace, example_input: Tensor, subnets: int, seed: int
+) -> tuple[dict[str, EntrySource], list[SubnetSource]]:
+    """What a table of a space measures: every distinct part by its key, and whole networks."""
+    sites = space.sites(example_input)
+    chosen = spread_architectures(space, example_input, subnets, seed)
+    nets = [subnet_source(space, sites, architecture, example_input) for architecture in chosen]
+    return site_sources(space, sites), nets
+
+
+def site_sources(space: ModelSpace, sites: Sequence[Site]) -> dict[str, EntrySource]:
+    """Every distinct part that costs something, by its key."""
+    return {
+        key: EntrySource(part.name, part.module, part.inputs)
+        for key, part in distinct_parts(space, sites).items()
+    }
 
 
 def subnet_source(
@@ -73,6 +223,46 @@ def subnet_source(
     name = ", ".join(f"{label}={option}" for label, option in architecture.items())
     inputs = (torch.empty_like(example_input, device="meta"),)
     return SubnetSource(name, module, inputs, tuple(part.key for part in parts))
+
+
+def validate_latency_table(
+    space: ModelSpace,
+    example_input: Tensor,
+    table: LookupTable,
+    *,
+    networks: int = 30,
+    seed: int = 1,
+    progress: Report | None = None,
+) -> Validation:
+    """Measures networks that the table was not calibrated on, against what it predicts for them.
+
+    Args:
+        space: of the table.
+        example_input: that of the table.
+        table: of this machine.
+        networks: how many, spread over the space.
+        seed: of their choice; another one than the table's takes others.
+        progress: told about every step.
+
+    Raises:
+        ValueError: the table is of another device, or all networks of the space calibrate it.
+        MissingEntryError: it is of another space, or of other inputs.
+    """
+    if differences := table.device.differences(fingerprint(table.settings.runtime)):
+        raise ValueError(
+            f"a table is validated on its own device; this one differs ({'; '.join(differences)})"
+        )
+    sites = space.sites(example_input)
+    known = {net.key for net in table.subnets}
+    chosen: list[SubnetSource] = []
+    for architecture in spread_architectures(space, example_input, networks + len(known), seed):
+        source = subnet_source(space, sites, architecture, example_input)
+        table.require({key: key for key in source.keys})
+        if len(chosen) < networks and executed_graph(source.module, source.inputs).key not in known:
+            chosen.append(source)
+    if not chosen:
+        raise ValueError("every network of the space calibrates the table: there is none to validate it on")
+    return validate_table(table, chosen, seed=seed, progress=progress)
 
 
 def spread_architectures(

@@ -235,7 +235,7 @@ class Search:
 
     def _other_device(self) -> list[str]:
         """What makes the table's device another one than this machine."""
-        return self.latency.table.device.differences(fingerprint())
+        return self.latency.table.device.differences(fingerprint(self._session.runtime))
 
     @property
     def _certificate_path(self) -> Path:

@@ -363,6 +363,15 @@ class ModelSpace(nn.Module):
 
         return survey(self, example_inputs)
 
+    def memory_sites(self, *example_inputs: Tensor) -> Sequence[Site]:
+        """As `sites`; their parts say what lies in memory while they run.
+
+        A tensor lies there until the last site on the path has used it, whatever Python still refers to.
+        """
+        from hwnas.survey import survey
+
+        return survey(self, example_inputs, with_memory=True)
+
     def parameter_sites(self) -> Sequence[Site]:
         """Parts that hold every parameter of the frozen network exactly once."""
         from hwnas.survey import parameter_sites

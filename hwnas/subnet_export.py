@@ -1,24 +1,55 @@
-"""From an architecture and a checkpoint on disk to an ONNX file."""
+"""From an architecture and a checkpoint on disk to a file that is deployed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
+from hwnas.certificate import Certificate, judge, now, patient_reading, runtime_facts
 from hwnas.data import describe, load_data, retrain_dataloader
+from hwnas.engines import parity_report
 from hwnas.export import accuracy, export_onnx, parity
 from hwnas.loading import load_space
+from hwnas.mobile import mobile_usability, quantise_file, to_ort
+from hwnas.precision import int8_modules
 from hwnas.recalibrate import recalibrate
 from hwnas.run_folder import read_json
 from hwnas.space import ModelSpace
+from lookup_tables import SessionSettings, fingerprint
+from lookup_tables.session import Optimisation
+from profilers import FlopsProfiler, ParamsProfiler
 from profilers.space import Architecture
 
 _RECALIBRATION_BATCHES = 20
+_CALIBRATION_BATCHES = 4  # of training images, for the ranges of INT8
+
+
+@final
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and what was found about it.
+
+    Attributes:
+        file: the one to deploy, of which all that follows is told.
+        parity_max_abs_diff: largest difference between torch's outputs and the file's.
+        test_accuracy: share of right answers of the file; None without data.
+        engines: the largest difference between torch and other engines, or why there is none.
+        mobile_usability: ONNX Runtime's report, for a file in its mobile format.
+        certificate: for a budget.
+    """
+
+    file: Path
+    parity_max_abs_diff: float
+    test_accuracy: float | None
+    engines: Mapping[str, float | str]
+    mobile_usability: str | None
+    certificate: Certificate | None
 
 
 def export_from_checkpoint(
@@ -32,8 +63,18 @@ def export_from_checkpoint(
     input_shape: tuple[int, ...] = (1, 28, 28),
     num_classes: int = 10,
     dynamic_batch: bool = False,
-) -> dict[str, Any]:
-    """Writes the ONNX file of an architecture with a checkpoint's weights, and says how it agrees with torch.
+    int8: bool = False,
+    ort: bool = False,
+    engines: Sequence[str] = (),
+    max_latency_ms: float | None = None,
+    threads: int = 1,
+    optimisation: Optimisation = "all",
+    seed: int = 0,
+) -> Exported:
+    """Writes the file of an architecture with a checkpoint's weights, and says how it agrees with torch.
+
+    All that is said is of the file that is written last: the INT8 one if that was asked, in ONNX Runtime's
+    mobile format if that was.
 
     Args:
         architecture: a JSON file with one option for each choice.
@@ -46,12 +87,16 @@ def export_from_checkpoint(
         data_folder: where the data's files lie.
         input_shape, num_classes: where there is no data to say them.
         dynamic_batch: whether the batch stays open.
-
-    Returns:
-        ``file``, ``parity_max_abs_diff`` and, with data, ``test_accuracy``.
+        int8: whether the file computes in INT8, its ranges found on images of the training split. Without it
+            those modules do for which the architecture chose it (`hwnas.precision`).
+        ort: whether there is a file in ONNX Runtime's mobile format, too: ``out`` with the suffix ``.ort``.
+        engines: others that run the ONNX file and are compared with torch (`hwnas.engines`).
+        max_latency_ms: the budget; the file is measured against it, and carries a certificate.
+        threads, optimisation: of the session that is measured.
+        seed: of random inputs.
 
     Raises:
-        ValueError: a damaged file, or weights that fit neither the subnet nor the space.
+        ValueError: a damaged file, weights that fit neither the subnet nor the space, or INT8 without data.
     """
     module = None if data is None else load_data(data, folder=data_folder)
     if module is not None:
@@ -61,23 +106,64 @@ def export_from_checkpoint(
         input_shape, num_classes = facts.input_shape, facts.num_classes
     found = load_space(space, num_classes, input_shape[0])
     chosen = found.validate(read_json(architecture, "architecture"))
-    subnet = loaded_subnet(found, chosen, checkpoint)
-    inputs = torch.randn(8, *input_shape, generator=torch.Generator().manual_seed(0))
+    quantised = [""] if int8 else int8_modules(found, chosen)
+    if quantised and module is None:
+        raise ValueError("INT8 needs real images for the ranges of its numbers: name them with --data")
+    subnet = loaded_subnet(found, chosen, checkpoint).eval()
+    inputs = torch.randn(8, *input_shape, generator=torch.Generator().manual_seed(seed))
     if module is not None:
         recalibrate(subnet, islice(retrain_dataloader(module), _RECALIBRATION_BATCHES))
         module.setup("test")
         inputs = next(iter(module.test_dataloader()))[0][:64]
-    export_onnx(
-        subnet,
-        inputs[:1],
-        out,
-        dynamic_batch=dynamic_batch,
-        metadata={"architecture": chosen, "space": space},
+    metadata = {"architecture": chosen, "space": space}
+    export_onnx(subnet, inputs[:1], out, dynamic_batch=dynamic_batch, metadata=metadata)
+    if module is not None and quantised:
+        batches = islice((batch[0] for batch in retrain_dataloader(module)), _CALIBRATION_BATCHES)
+        quantise_file(out, out, batches, quantised)
+    file = to_ort(out, out.with_suffix(".ort")) if ort else out
+    differs = parity(subnet, file, [inputs])
+    accurate = None if module is None else accuracy(file, module.test_dataloader())
+    certificate = None
+    if max_latency_ms is not None:
+        session = SessionSettings(threads, optimisation, precision="int8" if quantised else "fp32")
+        reading = patient_reading(file, session)
+        passed, reason = judge(reading, max_latency_ms)
+        certificate = Certificate(
+            passed=passed,
+            valid=reading.valid,
+            reason=reason,
+            budget_ms=max_latency_ms,
+            predicted_ms=None,
+            predicted_interval_ms=None,
+            measured_ms=reading.median_ms,
+            measured_p10_ms=reading.p10_ms,
+            measured_p90_ms=reading.p90_ms,
+            noise_floor_percent=reading.noise_floor_percent,
+            clock=reading.clock,
+            test_accuracy=accurate,
+            parity_max_abs_diff=differs,
+            macs=FlopsProfiler(found, inputs[:1]).profile(chosen),
+            params=ParamsProfiler(found).profile(chosen),
+            architecture=chosen,
+            space=space,
+            data=data or "random inputs",
+            strategy="given",
+            seed=seed,
+            device=fingerprint().to_json(),
+            runtime=runtime_facts(session),
+            date=now(),
+        )
+        certificate.save(out, file.with_name(f"{file.name}.certificate.json"))
+        if ort:  # the same graph again, now with the certificate
+            to_ort(out, file)
+    return Exported(
+        file=file,
+        parity_max_abs_diff=differs,
+        test_accuracy=accurate,
+        engines=parity_report(engines, subnet, out, inputs),
+        mobile_usability=mobile_usability(out) if ort else None,
+        certificate=certificate,
     )
-    report = {"file": str(out), "parity_max_abs_diff": parity(subnet, out, [inputs])}
-    if module is not None:
-        report["test_accuracy"] = accuracy(out, module.test_dataloader())
-    return report
 
 
 def loaded_subnet(space: ModelSpace, architecture: Architecture, checkpoint: Path) -> nn.Module:

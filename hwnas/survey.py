@@ -8,24 +8,31 @@ architectures, and is checked on random ones.
 from __future__ import annotations
 
 import copy
+import functools
+import gc
 import itertools
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast, final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from hwnas.alike import description
 from hwnas.choices import Branching, Condition, InputChoice
 from hwnas.freezing import Freezer
+from hwnas.liveness import Event, liveness, needed
 from hwnas.space import ModelSpace
 from hwnas.values import ValueChoice, values_in
 from lookup_tables.graph import ExecutedGraph, executed_graph
-from profilers.space import Architecture, Option, Part, Site
+from profilers.space import Architecture, Memory, Option, Part, Site
 
 _CHECKED = 16  # random architectures on which what was found is checked
 _LARGEST = 100_000  # combinations of what one site is given
@@ -50,6 +57,7 @@ class _Call:
     keywords: dict[str, Any]
     module: str | None  # name of the module, or
     function: Callable[..., Any] | None  # the function that ran outside of any module
+    memory: Memory | None = None  # where it is asked for
 
 
 @dataclass(frozen=True)
@@ -85,27 +93,72 @@ class FoundSite:
         """The site under ``architecture``; None where it does not run."""
         if not all(condition.holds(architecture) for condition in self._conditions):
             return None
+        return self._part(architecture)
+
+    def _part(self, architecture: Mapping[str, Option]) -> Part | None:
+        """As `part`, where every condition holds."""
         call = self._calls[tuple(architecture[label] for label in self._given_by)]
         if call is None:
             return None
         return self._make_part(call, {label: architecture[label] for label in self._own})
 
+    def parts(self, options: Mapping[str, tuple[Option, ...]]) -> list[Part | None]:
+        """The site under every combination of its labels' options, the last label's fastest."""
+        runs = np.ones([len(options[label]) for label in self.labels], dtype=np.bool_)
+        for condition in self._conditions:
+            truth = _truth(condition, tuple(options[label] for label in condition.labels))
+            order = sorted(range(truth.ndim), key=lambda axis: self.labels.index(condition.labels[axis]))
+            shape = [len(options[x]) if x in condition.labels else 1 for x in self.labels]
+            runs &= truth.transpose(order).reshape(shape)
+        found: list[Part | None] = [None]
+        numbers = np.zeros(runs.shape, dtype=np.int64)
+        deciding = tuple(dict.fromkeys((*self._given_by, *self._own)))
+        for chosen in itertools.product(*(enumerate(options[label]) for label in deciding)):
+            at = dict(zip(deciding, chosen, strict=True))
+            here = tuple(at[label][0] if label in at else slice(None) for label in self.labels)
+            if np.any(runs[here]):
+                part = self._part({label: option for label, (_, option) in at.items()})
+                numbers[here] = np.where(runs[here], len(found), 0)
+                found.append(part)
+        return [found[number] for number in numbers.ravel().tolist()]
+
     def __repr__(self) -> str:
         return f"FoundSite({self.name!r}, labels={self.labels})"
 
 
-def survey(space: ModelSpace, example_inputs: Sequence[Tensor]) -> list[Site]:
+@functools.lru_cache(maxsize=1024)
+def _truth(condition: Condition, options: tuple[tuple[Option, ...], ...]) -> NDArray[np.bool_]:
+    """Where a condition holds, with one axis a label; sites of equal cells share it."""
+    holds = (
+        condition.holds(dict(zip(condition.labels, chosen, strict=True)))
+        for chosen in itertools.product(*options)
+    )
+    shape = [len(of) for of in options]
+    return np.fromiter(holds, dtype=np.bool_, count=math.prod(shape)).reshape(shape)
+
+
+def survey(space: ModelSpace, example_inputs: Sequence[Tensor], with_memory: bool = False) -> list[Site]:
     """The sites of a space, for inputs of the given shapes.
 
     A site is the outermost module that holds no choice but values, or a function that runs outside of
     such a module, at each place where it is called.
+
+    Args:
+        space: the space.
+        example_inputs: of the shapes that the network gets.
+        with_memory: whether parts say what lies in memory while they run.
 
     Raises:
         ValueError: the network does not run on such inputs, or a site depends on so many choices that
             over 100,000 combinations would have to be tried.
         RuntimeError: equal choices gave unequal shapes: something besides the choices decides them.
     """
-    runner = _Runner(space, example_inputs)
+    with _without_collection():
+        return _surveyed(space, example_inputs, with_memory)
+
+
+def _surveyed(space: ModelSpace, example_inputs: Sequence[Tensor], with_memory: bool) -> list[Site]:
+    runner = _Runner(space, example_inputs, with_memory)
     found = _Findings(space, runner)
     generator = torch.Generator().manual_seed(0)
     found.look(space.default())
@@ -137,6 +190,18 @@ def parameter_sites(space: ModelSpace) -> list[Site]:
     ]
 
 
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """No garbage collection inside: there is no garbage, and to find that out takes half of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 @final
 class _ParameterSite:
     """A module that holds parameters, wherever it is reached from."""
@@ -162,12 +227,17 @@ class _ParameterSite:
             self._parts[options] = Part(self.name, key, frozen, (), is_free)
         return self._parts[options]
 
+    def parts(self, options: Mapping[str, tuple[Option, ...]]) -> list[Part | None]:
+        """The site under every combination of its labels' options, the last label's fastest."""
+        chosen = itertools.product(*(options[label] for label in self.labels))
+        return [self.part(dict(zip(self.labels, of, strict=True))) for of in chosen]
+
 
 def _walk(
     module: nn.Module, name: str, path: tuple[Condition, ...]
 ) -> Iterator[tuple[str, nn.Module, tuple[Condition, ...]]]:
     """The outermost modules without branches, if they hold parameters, and what others hold of their own."""
-    if not _has_branches(module):
+    if not has_branches(module):
         if next(module.parameters(), None) is not None:
             yield name, module, path
         return
@@ -294,14 +364,20 @@ class _Findings:
 class _Runner:
     """Runs a copy of the network on the ``meta`` device, each distinct site once."""
 
-    def __init__(self, space: ModelSpace, example_inputs: Sequence[Tensor]) -> None:
+    def __init__(
+        self, space: ModelSpace, example_inputs: Sequence[Tensor], with_memory: bool = False
+    ) -> None:
         self._plain = on_meta(space.network)
-        self._space = ModelSpace(copy.deepcopy(self._plain), space.settings)
+        self._space = ModelSpace(on_meta(self._plain), space.settings)
         self._inputs = [_to_meta(given) for given in example_inputs]
+        self._with_memory = with_memory
         self._modules = dict(self._plain.named_modules())
         self._labels = {name: _value_labels(module) for name, module in self._modules.items()}
+        self._alike: dict[str, object] = {}
+        self._subnets: dict[tuple[object, tuple[Option, ...]], nn.Module] = {}
         self._parts: dict[tuple[Any, ...], Part] = {}
         self._graphs: dict[tuple[Any, ...], ExecutedGraph] = {}
+        self._calls: dict[tuple[Any, ...], _Call] = {}
         self._runs: dict[tuple[Option, ...], dict[_Key, _Call]] = {}
         self.conditions: dict[_Key, tuple[Condition, ...]] = {}
         # Of the run that is under way:
@@ -310,10 +386,11 @@ class _Runner:
         self._path: list[tuple[str, str, Condition]] = []
         self._containers: list[str] = []
         self._inside_site = False
+        self._events: list[Event] = []
         for name, module in self._space.network.named_modules():
             if isinstance(module, Branching):
                 module.forward = partial(module.run_all, partial(self._branch, name))
-            elif not _has_branches(module):
+            elif not has_branches(module):
                 module.forward = partial(self._module, name, module.forward)
             else:
                 module.forward = partial(self._container, name, module.forward)
@@ -328,12 +405,12 @@ class _Runner:
     def run_anew(self, architecture: Architecture) -> dict[_Key, _Call]:
         """As `run`, whether or not the architecture has been run before."""
         self._architecture, self._seen = architecture, {}
-        self._path, self._containers, self._inside_site = [], [], False
+        self._path, self._containers, self._inside_site, self._events = [], [], False, []
         gates = self._space.gates_of(architecture)
         # Factories called in `forward` (torch.arange) follow the device.
         with torch.no_grad(), torch.device("meta"), self._space.running(gates), _Functions(self._function):
             try:
-                self._space(*self._inputs)
+                output = self._space(*self._inputs)
             except Exception as error:
                 shapes = [tuple(given.shape) for given in self._inputs]
                 raise ValueError(
@@ -341,28 +418,56 @@ class _Runner:
                     "It is run on the meta device (shapes without numbers): give inputs as the network "
                     "takes them, and let its forward not read values of tensors"
                 ) from error
-        return self._seen
+        return self._with_liveness(output) if self._with_memory else self._seen
+
+    def _with_liveness(self, output: Any) -> dict[_Key, _Call]:
+        """The calls of the path that is taken, with what lies in memory during each."""
+        taken = [
+            event
+            for event in self._events
+            if all(condition.holds(self._architecture) for condition in self.conditions[event.site])
+        ]
+        weights = itertools.chain(self._space.network.parameters(), self._space.network.buffers())
+        made = _tensors(output)
+        taken = needed(taken, made)
+        memories = liveness(taken, self._inputs, made, weights)
+        return {
+            event.site: replace(self._seen[event.site], memory=memory)
+            for event, memory in zip(taken, memories, strict=True)
+        }
 
     def own_labels(self, key: _Key) -> tuple[str, ...]:
         return self._labels.get(key.name, ())
 
     def part(self, call: _Call, own: Mapping[str, Option]) -> Part:
         """The frozen site that a call ran, under its own options."""
-        key = _part_key(call, own)
+        key = self._part_key(call, own)
         if key not in self._parts:
             module, described = self._frozen(call, own)
             graph = self._graph(key, module, call)
             shapes = ", ".join("x".join(map(str, given.shape)) for given in call.inputs)
             self._parts[key] = Part(f"{described} at {shapes}", graph.key, module, call.inputs, graph.is_free)
-        return self._parts[key]
+        return replace(self._parts[key], memory=call.memory) if call.memory else self._parts[key]
+
+    def _part_key(self, call: _Call, own: Mapping[str, Option]) -> tuple[Any, ...]:
+        """Equal for calls that are one part: layers that are alike are looked at once."""
+        if call.module is None:
+            return call.function, call.signature
+        if call.module not in self._alike:
+            described = description(self._modules[call.module], self._labels[call.module])
+            self._alike[call.module] = call.module if described is None else described
+        return self._alike[call.module], call.signature, tuple(own.values())
 
     def _frozen(self, call: _Call, own: Mapping[str, Option]) -> tuple[nn.Module, str]:
         if call.module is None:
             assert call.function is not None
             return _Operation(call.function, call.template, call.keywords), _function_name(call.function)
-        # A site is frozen in the middle of a run; its thousands of small calls are nothing to look at.
-        with torch._C.DisableTorchFunction():
-            module = Freezer(own)(self._modules[call.module])
+        built, _, options = self._part_key(call, own)
+        if (built, options) not in self._subnets:
+            # A site is frozen in the middle of a run; its thousands of small calls are nothing to look at.
+            with torch._C.DisableTorchFunction():
+                self._subnets[built, options] = Freezer(own)(self._modules[call.module])
+        module = self._subnets[built, options]
         described = _described(module)
         if call.keywords or call.template != tuple(map(_Slot, range(len(call.inputs)))):
             return _Operation(module, call.template, call.keywords), described
@@ -397,13 +502,32 @@ class _Runner:
             return forward(*inputs, **keywords)
         with self._unobserved():
             with torch._C.DisableTorchFunction():  # as above
-                call = _call(inputs, keywords, module=name)
-            self._note(name, call)
+                call = self._called(name, inputs, keywords)
+            key = self._note(name, call)
             own = {label: self._architecture[label] for label in self._labels[name]}
-            part_key = _part_key(call, own)
+            part_key = self._part_key(call, own)
             if part_key not in self._graphs:
                 self.part(call, own)
-            return self._graphs[part_key].output
+            graph = self._graphs[part_key]
+            return self._observed(key, graph, (inputs, keywords)) if self._with_memory else graph.output
+
+    def _observed(self, key: _Key, graph: ExecutedGraph, given: Any) -> Any:
+        """The output as tensors of its own: which ones are used, and until when, is looked at."""
+        with torch._C.DisableTorchFunction():
+            tensors: list[Tensor] = []
+            template = _emptied(graph.output, tensors)
+            fresh = [torch.empty_like(tensor) for tensor in tensors]
+        self._events.append(Event(key, _tensors(given), fresh, graph.is_free))
+        return _filled(template, fresh)
+
+    def _called(self, name: str, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> _Call:
+        """The call of a module; one that has been seen, where it was given tensors of these shapes alone."""
+        if keywords or not all(type(given) is Tensor for given in inputs):
+            return _call(inputs, keywords, module=name)
+        given = (name, *((tensor.shape, tensor.dtype) for tensor in inputs))
+        if given not in self._calls:
+            self._calls[given] = _call(inputs, keywords, module=name)
+        return self._calls[given]
 
     def _function(
         self, function: Callable[..., Any], inputs: tuple[Any, ...], keywords: Mapping[str, Any]
@@ -415,7 +539,12 @@ class _Runner:
             if any(isinstance(thing, Tensor) for thing in _flat(output)):
                 container = self._containers[-1] if self._containers else ""
                 name = f"{container}:{_function_name(function)}".lstrip(":")
-                self._note(name, _call(inputs, keywords, function=function))
+                call = _call(inputs, keywords, function=function)
+                key = self._note(name, call)
+                if self._with_memory:
+                    self.part(call, {})
+                    is_free = self._graphs[self._part_key(call, {})].is_free
+                    self._events.append(Event(key, _tensors((inputs, keywords)), _tensors(output), is_free))
             return output
 
     @contextmanager
@@ -426,11 +555,12 @@ class _Runner:
         finally:
             self._inside_site = False
 
-    def _note(self, name: str, call: _Call) -> None:
+    def _note(self, name: str, call: _Call) -> _Key:
         branches = tuple((branching, child) for branching, child, _ in self._path)
         key = next(key for n in itertools.count() if (key := _Key(name, branches, n)) not in self._seen)
         self._seen[key] = call
         self.conditions.setdefault(key, tuple(condition for *_, condition in self._path))
+        return key
 
 
 class _Functions(TorchFunctionMode):
@@ -478,10 +608,6 @@ def _call(
     return _Call(f"{name}{template} {words} {shapes}", template, tuple(tensors), words, module, function)
 
 
-def _part_key(call: _Call, own: Mapping[str, Option]) -> tuple[Any, ...]:
-    return call.module or call.function, call.signature, tuple(own.items())
-
-
 def _emptied(thing: Any, tensors: list[Tensor]) -> Any:
     """A container of arguments with every tensor replaced by a slot and added to ``tensors``."""
     if isinstance(thing, Tensor):
@@ -526,7 +652,14 @@ def _undecided(key: _Key, call: _Call | None) -> RuntimeError:
 
 
 def _signature(call: _Call | None) -> str | None:
-    return None if call is None else call.signature
+    if call is None:
+        return None
+    return call.signature if call.memory is None else f"{call.signature} {call.memory}"
+
+
+def _tensors(thing: Any) -> list[Tensor]:
+    """Those in nested containers, in the order of `_emptied`."""
+    return [item for item in _flat(thing) if isinstance(item, Tensor)]
 
 
 def _shifted(space: ModelSpace, base: Architecture, shift: int) -> Architecture:
@@ -544,6 +677,11 @@ def on_meta(network: nn.Module) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(_to_meta(parameter), requires_grad=parameter.requires_grad)
     for buffer in network.buffers():
         memo[id(buffer)] = _to_meta(buffer)
+    for module in network.modules():
+        for held in vars(module).values():
+            # A dozen for each module: copy.deepcopy takes longer for these than for all else.
+            if type(held) in (OrderedDict, set) and not held:
+                memo[id(held)] = type(held)()
     return copy.deepcopy(network, memo).eval()
 
 
@@ -551,13 +689,14 @@ def _to_meta(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, device="meta", requires_grad=False)
 
 
-def _has_branches(module: nn.Module) -> bool:
+def has_branches(module: nn.Module) -> bool:
+    """Whether a layer or an input is chosen in it; a site is the outermost module without."""
     return any(isinstance(child, Branching | InputChoice) for child in module.modules())
 
 
 def _value_labels(module: nn.Module) -> tuple[str, ...]:
     """Labels of the value choices inside a module without branches."""
-    if _has_branches(module):
+    if has_branches(module):
         return ()
     leaves: Iterator[ValueChoice] = (
         leaf

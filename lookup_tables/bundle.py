@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lookup_tables.build import (
-    METHOD,
     EntrySource,
     Progress,
     SubnetSource,
@@ -94,7 +94,7 @@ def write_bundle(
     asked: dict[str, Any] = {
         "schema": BUNDLE_SCHEMA,
         "space": space,
-        "method": METHOD,
+        "method": "isolated",
         "settings": settings.to_json(),
         "seed": seed,
         "entries": {key: source.name for key, source in entries.items()},
@@ -108,7 +108,8 @@ def write_bundle(
     if folder.exists() and any(path.name not in (RUNNER, "models") for path in folder.iterdir()):
         raise ValueError(f"'{folder}' holds other files; write the bundle into a new folder")
     wanted = to_measure(entries, keyed, seed)
-    models, reference = export_models(wanted, entries, keyed, progress or (lambda what, done, total: None))
+    report = progress or (lambda what, done, total: None)
+    models, reference = export_models(wanted, entries, keyed, settings, report)
     files: dict[str, bytes] = {RUNNER: runner_script().encode()}
 
     def stored(model: bytes) -> str:
@@ -122,6 +123,60 @@ def write_bundle(
     for name, content in files.items():
         write_whole(folder / name, content)
     write_whole(folder / MANIFEST, manifest_text(manifest))
+
+
+class OtherDevice(Protocol):
+    """A device reached from here: by ssh (`lookup_tables.remote`) or adb (`lookup_tables.android`)."""
+
+    def measure(self, folder: Path, progress: Progress) -> None:
+        """Measures what is missing of a bundle, and leaves ``results.jsonl`` in its folder."""
+
+    def clean_up(self, folder: Path) -> None:
+        """Removes what `measure` has left on the device."""
+
+
+def build_table_on(
+    device: OtherDevice,
+    entries: Mapping[str, EntrySource],
+    subnets: Sequence[SubnetSource],
+    *,
+    path: str | Path,
+    space: str,
+    settings: SessionSettings,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> LookupTable:
+    """`lookup_tables.build_table` on another device: writes a bundle, has it measured there, takes it in.
+
+    The bundle lies in ``<path>.bundle`` until the table is there; a build that was killed, here or there,
+    goes on with what is measured. A finished table is returned as it is.
+
+    Args:
+        device: which measures.
+        entries, subnets, path, space, settings, seed, progress: as for `lookup_tables.build_table`.
+
+    Raises:
+        ValueError: as for `write_bundle`; the device cannot be reached or cannot measure; or there is a table
+            at ``path`` that is not of these entries, space and settings.
+    """
+    path = Path(path)
+    if path.exists():
+        there = LookupTable.load(path)
+        if (there.space, there.settings) != (space, settings) or entries.keys() - there.entries.keys():
+            raise ValueError(
+                f"'{path}' holds a table of another space, other settings or fewer entries; build into "
+                "another file, or move it away"
+            )
+        return there
+    report = progress or (lambda what, done, total: None)
+    folder = path.with_name(f"{path.name}.bundle")
+    write_bundle(entries, subnets, folder, space=space, settings=settings, seed=seed, progress=report)
+    device.measure(folder, report)
+    table = import_bundle(folder)
+    table.save(path)
+    device.clean_up(folder)
+    shutil.rmtree(folder)
+    return table
 
 
 def import_bundle(path: str | Path) -> LookupTable:

@@ -81,14 +81,24 @@ def cross_validated(
             difference.
     """
     means = [(first + second) / 2 for first, second in zip(measured_us, repeated_us, strict=True)]
+    return accuracy_of(held_out_us(sums_us, sites, means, least_us), measured_us, repeated_us)
+
+
+def held_out_us(
+    sums_us: Sequence[float], sites: Sequence[int], measured_us: Sequence[float], least_us: float = 0.0
+) -> list[float]:
+    """What a fit to all other networks predicts for each; arguments as for `calibrate`."""
     predicted = []
-    for left_out in range(len(means)):
-        others = [index for index in range(len(means)) if index != left_out] or [left_out]
+    for left_out in range(len(measured_us)):
+        others = [index for index in range(len(measured_us)) if index != left_out] or [left_out]
         fit = calibrate(
-            [sums_us[i] for i in others], [sites[i] for i in others], [means[i] for i in others], least_us
+            [sums_us[i] for i in others],
+            [sites[i] for i in others],
+            [measured_us[i] for i in others],
+            least_us,
         )
         predicted.append(fit.predict_us(sums_us[left_out], sites[left_out]))
-    return accuracy_of(predicted, measured_us, repeated_us)
+    return predicted
 
 
 def accuracy_of(

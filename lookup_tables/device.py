@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -26,6 +27,7 @@ class DeviceFingerprint:
         system: operating system and release.
         python: version of Python.
         onnxruntime: version of ONNX Runtime.
+        openvino: version of OpenVINO where that is what measures (``none``: not installed), else empty.
 
     >>> here = fingerprint()
     >>> DeviceFingerprint.from_json(here.to_json()) == here
@@ -40,18 +42,20 @@ class DeviceFingerprint:
     system: str
     python: str
     onnxruntime: str
+    openvino: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> DeviceFingerprint:
-        """Reads what `to_json` wrote; facts it does not know are left aside.
+        """Reads what `to_json` wrote, with or without OpenVINO; facts it does not know are left aside.
 
         Raises:
             ValueError: a fact is missing.
         """
         names = [field.name for field in dataclasses.fields(cls)]
+        facts = {"openvino": "", **facts}
         missing = [name for name in names if name not in facts]
         if missing:
             raise ValueError(
@@ -63,7 +67,7 @@ class DeviceFingerprint:
     def differences(self, other: DeviceFingerprint) -> list[str]:
         """What makes ``other`` another device, one line each; empty where its numbers hold here too.
 
-        Another CPU, instruction set, number of cores or minor version of ONNX Runtime (its kernels change
+        Another CPU, instruction set, number of cores or minor version of the runtime (its kernels change
         between these) is another device. The operating system's and Python's versions, and a patch of ONNX
         Runtime, are not.
         """
@@ -72,14 +76,17 @@ class DeviceFingerprint:
             "architecture": (self.architecture, other.architecture),
             "logical cores": (self.cores, other.cores),
             "ONNX Runtime": (_minor(self.onnxruntime), _minor(other.onnxruntime)),
+            "OpenVINO": (_minor(self.openvino), _minor(other.openvino)),
         }
+        if self.openvino and other.openvino:  # the runtime that did not measure does not matter
+            del compared["ONNX Runtime"]
         return [
             f"{what}: {ours} against {theirs}" for what, (ours, theirs) in compared.items() if ours != theirs
         ]
 
 
-def fingerprint() -> DeviceFingerprint:
-    """The machine this runs on."""
+def fingerprint(runtime: str = "onnxruntime") -> DeviceFingerprint:
+    """The machine this runs on, for measurements by a runtime of `SessionSettings`."""
     return DeviceFingerprint(
         cpu=_cpu(),
         architecture=platform.machine(),
@@ -87,7 +94,15 @@ def fingerprint() -> DeviceFingerprint:
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         onnxruntime=onnxruntime.__version__,
+        openvino=_openvino() if runtime == "openvino" else "",
     )
+
+
+def _openvino() -> str:
+    try:
+        return importlib.metadata.version("openvino")
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 def _minor(version: str) -> str:
@@ -107,9 +122,14 @@ def _cpu() -> str:
 
 
 def _linux_cpu(cpuinfo: Path, board: Path) -> str:
-    """The CPU's name and its family, model and stepping; on ARM, which has no name, the board's and parts."""
     text = cpuinfo.read_text(errors="replace") if cpuinfo.exists() else ""
-    pairs = [line.partition(":") for line in text.splitlines()]
+    name = board.read_text(errors="replace").strip("\0\n ") if board.exists() else ""
+    return cpu_name(text, name)
+
+
+def cpu_name(cpuinfo: str, board: str) -> str:
+    """The CPU's name and its family, model and stepping; on ARM, which has no name, the board's and parts."""
+    pairs = [line.partition(":") for line in cpuinfo.splitlines()]
     values: dict[str, list[str]] = {}
     for key, _, value in pairs:
         values.setdefault(key.strip(), []).append(value.strip())
@@ -118,5 +138,4 @@ def _linux_cpu(cpuinfo: Path, board: Path) -> str:
         numbers = [f"{key} {values[key][0]}" for key in ("cpu family", "model", "stepping") if key in values]
         return values["model name"][0] + (f" ({', '.join(numbers)})" if numbers else "")
     parts = [f"part {part}" for part in sorted(set(values.get("CPU part", [])))]
-    name = board.read_text(errors="replace").strip("\0\n ") if board.exists() else ""
-    return " ".join([*filter(None, [name]), *([f"({', '.join(parts)})"] if parts else [])])
+    return " ".join([*filter(None, [board]), *([f"({', '.join(parts)})"] if parts else [])])

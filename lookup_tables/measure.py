@@ -1,7 +1,8 @@
 """Times of ONNX models on this machine, by a protocol that holds on a busy one.
 
-What is measured is what ``session.run`` costs its caller, prepared numpy arrays in, numpy arrays out. This
-holds some 5-10 us of session and Python a run, which an empty model costs as well.
+What is measured is what one synchronous run costs its caller (``session.run`` of ONNX Runtime, ``infer`` of
+OpenVINO), prepared numpy arrays in, numpy arrays out. This holds some 5-10 us of session and Python a run
+(with OpenVINO 20-30), which an empty model costs as well.
 
 How well it repeats, on whole small networks of 77 to 410 us, at one thread, on two cores at a load average
 of 7 to 8: over four runs of `measure`, 40 s apart, half of the medians were within 2.4 % of the middle one
@@ -38,20 +39,21 @@ if TYPE_CHECKING:
     # Opens a model, samples it, closes it; None stands for the reference model.
     Visit = Callable[[str | None], Sequence[float]]
 
+_TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _WORKER = Path(__file__).with_name("worker.py")
 
 _CHUNK = 24  # models a worker process
 _SEGMENT = 8  # models between two looks at the reference
-_WARMUPS = 4
-_SAMPLES = 7  # a session
-_SAMPLE_SECONDS = 0.001
+WARMUPS = 4
+SAMPLES = 7  # a session
+SAMPLE_SECONDS = 0.001
 
 _REFERENCE_MOVED = 0.04  # a round whose reference is further than this from its median is dropped
 _LONGEST = 2  # times the rounds that were asked, while rounds are dropped
 
 _CERTIFICATE_SAMPLES = 24
 _CERTIFICATE_PAIRS = 8  # at least
-_LARGEST_FLOOR_PERCENT = {"thread_cpu": 3.0, "wall": 5.0}
+LARGEST_FLOOR_PERCENT = {"thread_cpu": 3.0, "wall": 5.0}
 
 
 @final
@@ -121,7 +123,7 @@ def measure(
         on_result: called with each key and its measurement as soon as its worker has finished.
 
     Raises:
-        ValueError: ``rounds`` is not positive, or ONNX Runtime cannot run a model, which is named.
+        ValueError: ``rounds`` is not positive, or the runtime cannot run a model, which is named.
         RuntimeError: a worker died; the model that it was at is named.
     """
     if reference is None:
@@ -191,7 +193,7 @@ def in_worker(
 ) -> Iterator[Visit]:
     """A process that samples these models, for `measure_by`; ``command`` starts it in place of our own."""
     scratch = tempfile.TemporaryDirectory(prefix="lookup_tables-")
-    with scratch as folder, _Worker(settings, seed, command) as worker:
+    with scratch as folder, Worker(settings, seed, command) as worker:
         paths: dict[str | None, Path] = {key: Path(folder, f"{i}.onnx") for i, key in enumerate(keys)}
         paths[None] = Path(folder, "reference.onnx")
         for key, path in paths.items():
@@ -199,7 +201,7 @@ def in_worker(
 
         def visit(key: str | None) -> Sequence[float]:
             name = "the reference model" if key is None else f"model '{key}'"
-            return worker.measure(paths[key], name, _SAMPLES)
+            return worker.measure(paths[key], name, SAMPLES)
 
         yield visit
 
@@ -210,12 +212,12 @@ def measure_latency(
     """Measures one file twice at the same time, in two processes whose short sessions alternate.
 
     Args:
-        model: the path of an ONNX file, or its bytes.
+        model: the path of an ONNX file or of one in ONNX Runtime's mobile format, or its bytes.
         settings: of the sessions.
         seconds: how long about; a large model takes longer, for there are at least eight pairs of sessions.
 
     Raises:
-        ValueError: the file is absent, or ONNX Runtime cannot run it.
+        ValueError: the file is absent, or the runtime cannot run it.
         RuntimeError: a worker died.
     """
     name = "the model" if isinstance(model, bytes) else f"'{model}'"
@@ -230,9 +232,10 @@ def measure_latency(
             ) from error
     pairs: list[tuple[list[float], list[float]]] = []
     with tempfile.TemporaryDirectory(prefix="lookup_tables-") as folder:
-        path = Path(folder, "model.onnx")
+        # ONNX Runtime tells its mobile format by the name.
+        path = Path(folder, "model.ort" if content[4:8] == b"ORTM" else "model.onnx")
         path.write_bytes(content)
-        with _Worker(settings, 0) as first, _Worker(settings, 0) as second:
+        with Worker(settings, 0) as first, Worker(settings, 0) as second:
             deadline = time.monotonic() + seconds
             while len(pairs) < _CERTIFICATE_PAIRS or time.monotonic() < deadline:
                 order = (first, second) if len(pairs) % 2 == 0 else (second, first)
@@ -264,7 +267,7 @@ def _reading(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], clock: st
     medians = np.array([[np.median(a), np.median(b)] for a, b in pairs])
     whole = _summary([session for pair in pairs for session in pair])
     floor = float(100 * np.median(np.abs(medians[:, 0] - medians[:, 1])) / whole.median_us)
-    largest = _LARGEST_FLOOR_PERCENT[clock]
+    largest = LARGEST_FLOOR_PERCENT[clock]
     valid = floor <= largest
     reason = f"two interleaved measurements differ by {floor:.2f} %, at most {largest:g} % is allowed"
     if not valid:
@@ -334,17 +337,24 @@ def _centre(references: Sequence[float], expected_us: float | None) -> float:
 
 
 @final
-class _Worker:
-    """A process that measures on command; a context, at whose end it is gone."""
+class Worker:
+    """A process that measures on command; a context, at whose end it is gone.
+
+    Args:
+        settings: of its sessions.
+        seed: of the random inputs.
+        command: starts the process, in place of our own.
+    """
 
     def __init__(self, settings: SessionSettings, seed: int, command: Sequence[str] | None = None) -> None:
         self._command: dict[str, Any] = {
+            "runtime": settings.runtime,
             "threads": settings.threads,
             "optimisation": settings.optimisation,
             "clock": settings.clock,
             "seed": seed,
-            "warmups": _WARMUPS,
-            "sample_seconds": _SAMPLE_SECONDS,
+            "warmups": WARMUPS,
+            "sample_seconds": SAMPLE_SECONDS,
         }
         self._errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed in __exit__
         self.process = subprocess.Popen(
@@ -356,7 +366,7 @@ class _Worker:
             text=True,
         )
 
-    def __enter__(self) -> _Worker:
+    def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -366,11 +376,30 @@ class _Worker:
 
     def measure(self, path: Path, name: str, samples: int) -> list[float]:
         """Microseconds of a run, by sample, in one fresh session."""
+        times: list[float] = self._ask({"model": str(path), "samples": samples}, name)["us"]
+        return times
+
+    def node_times(
+        self, path: Path, name: str, runs: int, samples: int, optimised: Path
+    ) -> tuple[dict[str, list[float]], list[float]]:
+        """Microseconds of each node under the profiler, by run; and of a run without it, by sample.
+
+        Args:
+            path: of the model.
+            name: of the model, for errors.
+            runs: under the profiler.
+            samples: without it.
+            optimised: where the model that is run, with these nodes, is written.
+        """
+        command = {"model": str(path), "runs": runs, "samples": samples, "optimised": str(optimised)}
+        answer = self._ask(command, name)
+        return answer["nodes"], answer["us"]
+
+    def _ask(self, command: Mapping[str, Any], name: str) -> dict[str, Any]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        command = {**self._command, "model": str(path), "samples": samples}
         try:
-            self.process.stdin.write(json.dumps(command) + "\n")
+            self.process.stdin.write(json.dumps({**self._command, **command}) + "\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
         except BrokenPipeError:
@@ -382,12 +411,12 @@ class _Worker:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
             raise RuntimeError(
                 f"the measuring process {how} at {name}; it said: {said}; measure again, and if it dies "
-                "again at the same model, ONNX Runtime or the memory of this machine cannot take it"
+                "again at the same model, the runtime or the memory of this machine cannot take it"
             )
-        answer = json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
+            runtime = _TITLES[self._command["runtime"]]
             raise ValueError(
-                f"ONNX Runtime cannot run {name}: {answer['error']}; check the file, or export it again"
+                f"{runtime} cannot run {name}: {answer['error']}; check the file, or export it again"
             )
-        times: list[float] = answer["us"]
-        return times
+        return answer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -12,15 +12,42 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 Shape = tuple[int, ...]
 
-# Their kernels on `meta`, and BatchNorm's, are decompositions in Python: up to 3 ms a call.
-_LIKE_INPUT = {
-    torch.ops.aten.gelu.default,
-    torch.ops.aten.hardsigmoid.default,
-    torch.ops.aten.hardswish.default,
-    torch.ops.aten.hardtanh.default,
-    torch.ops.aten.relu.default,
+
+def _like_input(given: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(given)
+
+
+def _itself(given: Tensor, *others: Any) -> Tensor:
+    return given
+
+
+def _batch_norm(given: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(given), given.new_empty(0), given.new_empty(0)
+
+
+def _layer_norm(given: Tensor, shape: Sequence[int], *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    kept = (*given.shape[: -len(shape)], *(1 for _ in shape))
+    return torch.empty_like(given), given.new_empty(kept), given.new_empty(kept)
+
+
+def _product(bias: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    return left.new_empty(left.shape[0], right.shape[1])
+
+
+# What operators return on `meta` whose kernels there are decompositions in Python, up to 3 ms a call, for
+# shapes that are known.
+_ON_META: Mapping[Any, Callable[..., Any]] = {
+    torch.ops.aten.addmm.default: _product,
+    torch.ops.aten.gelu.default: _like_input,
+    torch.ops.aten.hardsigmoid.default: _like_input,
+    torch.ops.aten.hardswish.default: _like_input,
+    torch.ops.aten.hardswish_.default: _itself,
+    torch.ops.aten.hardtanh.default: _like_input,
+    torch.ops.aten.hardtanh_.default: _itself,
+    torch.ops.aten.native_batch_norm.default: _batch_norm,
+    torch.ops.aten.native_layer_norm.default: _layer_norm,
+    torch.ops.aten.relu.default: _like_input,
 }
-_IN_PLACE = {torch.ops.aten.hardswish_.default, torch.ops.aten.hardtanh_.default}
 
 
 @final
@@ -60,14 +87,10 @@ stride=(2, 2), groups=1)]
 
 def run_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What an operator returns; on ``meta`` without torch's way round for some whose shape is known."""
-    first = args[0] if args else None
-    if isinstance(first, Tensor) and first.is_meta:
-        if func is torch.ops.aten.native_batch_norm.default and not args[5]:
-            return torch.empty_like(first), first.new_empty(0), first.new_empty(0)
-        if func in _LIKE_INPUT:
-            return torch.empty_like(first)
-        if func in _IN_PLACE:
-            return first
+    if func in _ON_META and not kwargs and args[0].is_meta:
+        in_training = func is torch.ops.aten.native_batch_norm.default and args[5]
+        if not in_training:
+            return _ON_META[func](*args)
     return func(*args, **kwargs)
 
 

@@ -22,7 +22,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -42,9 +42,10 @@ MANIFEST = "manifest.json"
 RESULTS = "results.jsonl"
 RUNNER = "measure.py"
 
+_LEAST_ONNXRUNTIME = [1, 18]  # the first that reads models of ONNX IR version 10
 _AGAIN = f"run `python3 {RUNNER}` on the device again: it goes on where it stopped"
-_WARMEST_CELSIUS = 70.0
-_LONGEST_WAIT_SECONDS = 600.0
+WARMEST_CELSIUS = 70.0
+LONGEST_WAIT_SECONDS = 600.0
 _LOCK_SECONDS = 30.0  # a runner whose reader is gone ends within a round
 
 
@@ -154,6 +155,7 @@ class Results:
         self.path = path
         self.header: dict[str, Any] = {}
         self.found: dict[str, Measurement] = {}
+        self._items: dict[str, Mapping[str, Any]] = {}  # the manifest's, by name
         self._file: IO[bytes] | None = None
         self._read()
 
@@ -179,19 +181,23 @@ class Results:
                 raise ValueError(f"its schema must be {RESULTS_SCHEMA!r}; it is {record['schema']!r}")
             checked_manifest(record["manifest"])
             DeviceFingerprint.from_json(record["device"])
-            self.header = record
+            self._begin(record)
             return
         numbers = {name: record[name] for name in ("median_us", "p10_us", "p90_us", "samples")}
         measured = Measurement(**numbers)
         if not all(type(n) in (int, float) and math.isfinite(n) and n > 0 for n in numbers.values()):
             raise ValueError(f"'{item_name(record)}' was measured as {measured}")
-        if item_name(record) not in map(item_name, self.header["manifest"]["measure"]):
+        if item_name(record) not in self._items:
             raise ValueError(f"'{item_name(record)}' is not in the manifest")
         self.found.setdefault(item_name(record), measured)
 
+    def _begin(self, header: dict[str, Any]) -> None:
+        self.header = header
+        self._items = {item_name(item): item for item in header["manifest"]["measure"]}
+
     def missing(self) -> list[str]:
         """What is still to be measured, in its order."""
-        return [name for name in map(item_name, self.header["manifest"]["measure"]) if name not in self.found]
+        return [name for name in self._items if name not in self.found]
 
     @contextmanager
     def recording(
@@ -221,20 +227,20 @@ class Results:
                     )
             self._file.truncate(whole)
             if not self.header:
-                self.header = {
+                header = {
                     "schema": RESULTS_SCHEMA,
                     "manifest": dict(manifest),
                     "device": device.to_json(),
                     "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
                 }
-                self.header.update(facts)
-                self._append(self.header)
+                header.update(facts)
+                self._begin(header)
+                self._append(header)
             yield
 
     def add(self, name: str, measured: Measurement, facts: Mapping[str, Any]) -> None:
         """Appends one measurement."""
-        kind, _, key = name.rpartition(" ")
-        record = {"kind": kind, "key": key}
+        record = {part: self._items[name][part] for part in ("kind", "key")}
         record.update(asdict(measured))
         record.update(facts)
         self._append(record)
@@ -290,16 +296,21 @@ def pin(threads: int, cpus: Path = Path("/sys/devices/system/cpu")) -> list[int]
 
 
 def hottest_celsius(zones: Path = Path("/sys/class/thermal")) -> float | None:
-    """The hottest of the CPU's sensors, or of all where none is named so; None where none can be read."""
+    """What `hottest` says of this machine's sensors."""
+    return hottest((_text(zone / "type"), _text(zone / "temp")) for zone in zones.glob("thermal_zone*"))
+
+
+def hottest(sensors: Iterable[tuple[str, str]]) -> float | None:
+    """The hottest of the CPU's sensors, or of all where none is named so; None where none can be read.
+
+    Args:
+        sensors: type and thousandths of a degree, as the kernel writes them.
+    """
     found = []
-    for zone in sorted(zones.glob("thermal_zone*")):
-        try:
-            celsius = int(_text(zone / "temp")) / 1000
-        except ValueError:
-            continue
+    for kind, text in sensors:
+        celsius = int(text) / 1000 if text.isdigit() else 0.0
         if 0 < celsius < 150:  # sensors that are switched off say impossible things
-            is_cpu = any(word in _text(zone / "type").lower() for word in ("cpu", "soc", "pkg", "core"))
-            found.append((is_cpu, celsius))
+            found.append((any(word in kind.lower() for word in ("cpu", "soc", "pkg", "core")), celsius))
     return max(found)[1] if found else None
 
 
@@ -321,14 +332,19 @@ class Heat:
         longest_seconds: float,
         celsius: Callable[[], float | None] = hottest_celsius,
         sleep: Callable[[float], None] = time.sleep,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._warmest = warmest_celsius
         self.left_seconds = longest_seconds
         self.celsius = celsius
         self._sleep = sleep
+        self._say = say
 
     def wait(self) -> None:
-        while self.left_seconds > 0 and (self.celsius() or 0.0) > self._warmest:
+        waited = self.left_seconds
+        while self.left_seconds > 0 and (now := self.celsius() or 0.0) > self._warmest:
+            if self.left_seconds == waited:
+                self._say(f"waiting for {self._warmest:.0f} °C; the CPU is at {now:.0f} °C")
             self._sleep(2.0)
             self.left_seconds -= 2.0
 
@@ -342,10 +358,10 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="progress as lines of JSON")
     parser.add_argument("--no-pin", action="store_true", help="leave the CPU to the operating system")
     parser.add_argument(
-        "--max-celsius", type=float, default=_WARMEST_CELSIUS, help="wait while it is hotter (%(default)s)"
+        "--max-celsius", type=float, default=WARMEST_CELSIUS, help="wait while it is hotter (%(default)s)"
     )
     parser.add_argument(
-        "--max-wait", type=float, default=_LONGEST_WAIT_SECONDS, help="seconds in all (%(default)s)"
+        "--max-wait", type=float, default=LONGEST_WAIT_SECONDS, help="seconds in all (%(default)s)"
     )
     return parser.parse_args(arguments)
 
@@ -370,13 +386,27 @@ def _progress(results: Results, as_json: bool) -> Callable[[int, int], None]:
     return tell
 
 
+def _check_runtime(device: DeviceFingerprint, runtime: str) -> None:
+    old = [int(part) for part in device.onnxruntime.split(".")[:2]] < _LEAST_ONNXRUNTIME
+    if runtime == "onnxruntime" and old:
+        raise ValueError(
+            f"onnxruntime is {device.onnxruntime}; the models need 1.18 or newer: {sys.executable} -m pip "
+            "install --upgrade onnxruntime"
+        )
+    if runtime == "openvino" and device.openvino == "none":
+        raise ValueError(f"openvino is missing: {sys.executable} -m pip install openvino")
+
+
 def measure_bundle(folder: Path, arguments: argparse.Namespace) -> None:
     """Measures what is missing."""
     manifest = read_manifest(folder)
     settings = SessionSettings.from_json(manifest["settings"])
+    device = fingerprint(settings.runtime)
+    _check_runtime(device, settings.runtime)
     cpus = None if arguments.no_pin else pin(settings.threads)
     results = Results(folder / RESULTS)
-    files, heat = _Files(folder, manifest), Heat(arguments.max_celsius, arguments.max_wait)
+    files = _Files(folder, manifest)
+    heat = Heat(arguments.max_celsius, arguments.max_wait, say=lambda line: print(line, flush=True))
     reference, seed = (folder / manifest["reference"]).read_bytes(), manifest["seed"]
     command = [sys.executable, str(Path(__file__).resolve()), "--worker"]
 
@@ -386,7 +416,7 @@ def measure_bundle(folder: Path, arguments: argparse.Namespace) -> None:
         with in_worker(names, files, reference, settings, seed, command) as visit:
             yield visit
 
-    with results.recording(manifest, fingerprint(), {"clock": settings.clock, "cpus": cpus}):
+    with results.recording(manifest, device, {"clock": settings.clock, "cpus": cpus}):
         measure_by(
             visiting,
             results.missing(),

@@ -13,8 +13,10 @@ from lookup_tables.device import DeviceFingerprint
 from lookup_tables.session import SessionSettings
 from lookup_tables.whole_file import write_whole
 
-SCHEMA = "hwnas latency table, version 1"
+SCHEMA = "hwnas latency table, version 2"
+_FIRST_SCHEMA = "hwnas latency table, version 1"  # entries did not say by which method
 _BUILD = "hwnas table build"
+_TRUSTED_PERCENT = 90.0  # of held-out networks within 10 %
 _SHOWN = 10  # missing entries that an error names
 _T = TypeVar("_T")
 
@@ -27,12 +29,15 @@ class MissingEntryError(ValueError):
 @final
 @dataclass(frozen=True)
 class Entry:
-    """How long one part of networks takes alone, in microseconds.
+    """How long one part of networks takes, in microseconds.
 
     Attributes:
         key: digest of what is executed (`lookup_tables.executed_graph`).
         name: readable.
-        median_us: over ``samples`` runs; beside it the 10th and the 90th percentile.
+        median_us: what one run typically takes: the median over ``samples``, or, profiled, the mean over
+            networks of each one's least disturbed session; beside it the 10th and the 90th percentile.
+        method: how it was measured (`lookup_tables.build_table`); in a profiled table, what could not be
+            profiled is ``isolated``.
     """
 
     key: str
@@ -41,6 +46,7 @@ class Entry:
     p10_us: float
     p90_us: float
     samples: int
+    method: str = "isolated"
 
 
 @final
@@ -163,6 +169,17 @@ class LookupTable:
             predicted_us * (1.0 + self.accuracy.interval_high),
         )
 
+    def doubt(self) -> str | None:
+        """Why its predictions should not be relied on; None where they may be."""
+        accuracy = self.accuracy
+        if accuracy.within_10_percent >= _TRUSTED_PERCENT:
+            return None
+        return (
+            f"the latency table of '{self.space}' predicts only {accuracy.within_10_percent:.0f} % of "
+            f"{accuracy.subnets} held-out networks within 10 % (at a noise floor of "
+            f"{accuracy.noise_floor_percent:.1f} %): build it again on a quiet machine, or by another method"
+        )
+
     def require(self, parts: Mapping[str, str]) -> None:
         """Checks that every part has an entry.
 
@@ -244,12 +261,24 @@ def _parsed(text: str) -> dict[str, Any]:
         raise _WrongError(f"it is not whole JSON ({error})") from error
     if not isinstance(raw, dict) or "schema" not in raw:
         raise _WrongError("it does not begin with a schema")
+    if raw["schema"] == _FIRST_SCHEMA:
+        _upgrade(raw)
     if raw["schema"] != SCHEMA:
         raise _WrongError(f"its schema must be {SCHEMA!r}; it is {raw['schema']!r}")
     expected = {"schema", *(field.name for field in fields(LookupTable))}
     if wrong := expected ^ raw.keys():
         raise _WrongError(f"missing or unknown: {sorted(wrong)}")
     return raw
+
+
+def _upgrade(raw: dict[str, Any]) -> None:
+    """Makes the second version of the first; what is not as it must be is left for `_table` to refuse."""
+    raw["schema"] = SCHEMA
+    entries, protocol = raw.get("entries"), raw.get("protocol")
+    if isinstance(entries, list) and isinstance(protocol, dict):
+        for entry in entries:
+            if isinstance(entry, dict):
+                entry.setdefault("method", protocol.get("method"))
 
 
 def _table(raw: Mapping[str, Any]) -> LookupTable:

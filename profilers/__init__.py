@@ -5,8 +5,10 @@ from profilers.fbnet_penalty import FBNetPenalty
 from profilers.fit import fit_cost
 from profilers.flops import FlopsProfiler, MacCount, count_macs
 from profilers.latency import LatencyProfiler
+from profilers.mixed_precision import MixedPrecisionProfiler
 from profilers.nn_meter import NnMeterPredictor, NnMeterProfiler
 from profilers.params import ParamsProfiler, count_parameters
+from profilers.peak_memory import PeakMemory, PeakMemoryProfiler, peak_memory
 from profilers.penalty import (
     ExpectationProfilerPenalty,
     LagrangianPenalty,
@@ -30,11 +32,14 @@ __all__ = [
     "LatencyProfiler",
     "MacCount",
     "Meter",
+    "MixedPrecisionProfiler",
     "NnMeterPredictor",
     "NnMeterProfiler",
     "Option",
     "ParamsProfiler",
     "Part",
+    "PeakMemory",
+    "PeakMemoryProfiler",
     "Penalty",
     "Profiler",
     "PublishedLatencyProfiler",
@@ -49,4 +54,5 @@ __all__ = [
     "fit_cost",
     "minimise",
     "parts_of",
+    "peak_memory",
 ]

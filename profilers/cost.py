@@ -22,6 +22,9 @@ Indices = npt.NDArray[np.integer[Any]]
 # Architectures that `of_many` takes at a time: its intermediate arrays then stay in the processor's cache.
 _CHUNK = 16_384
 
+# Cells of a table up to which it is contracted together with all others.
+_SMALL = 1_024
+
 
 @final
 @dataclass(frozen=True)
@@ -169,11 +172,17 @@ class Cost:
         cells, factors = self._contraction
         if not self._used:
             return torch.tensor(self.constant, dtype=torch.float64)
-        flat = torch.cat([*(self._checked(label, probabilities) for label in self._used), _ONE])
+        checked = {label: self._checked(label, probabilities) for label in self._used}
+        flat = torch.cat([*checked.values(), _ONE])
         product = cells
         for factor in factors:
             product = product * flat.index_select(0, factor)
-        return product.sum() + self.constant
+        total = product.sum() + self.constant
+        for labels, rest in self._large:
+            for label in reversed(labels):
+                rest = rest @ checked[label]
+            total = total + rest
+        return total
 
     def bounds(self) -> tuple[float, float]:
         """The cheapest and the dearest cost of the space, exactly."""
@@ -224,24 +233,30 @@ class Cost:
 
     @cached_property
     def _contraction(self) -> tuple[Tensor, list[Tensor]]:
-        """All tables' cells in one row, and for each axis the places of the cells' probabilities.
+        """All small tables' cells in one row, and for each axis the places of the cells' probabilities.
 
         The places point into the row of all probabilities with a 1 at its end, which stands for the
         axes that a table does not have. A few operations then contract every table at once.
         """
         sizes = [len(self.options[label]) for label in self._used]
         offset = dict(zip(self._used, np.cumsum([0, *sizes[:-1]]), strict=True)) if sizes else {}
-        width = max((len(table.labels) for table in self.tables), default=0)
+        tables = [table for table in self.tables if table.values.size <= _SMALL]
+        width = max((len(table.labels) for table in tables), default=0)
         places: list[list[npt.NDArray[np.int64]]] = [[] for _ in range(width)]
-        for table in self.tables:
+        for table in tables:
             coordinates = np.indices(table.values.shape).reshape(len(table.labels), -1)
             for axis in range(width):
                 if axis < len(table.labels):
                     places[axis].append(coordinates[axis] + offset[table.labels[axis]])
                 else:
                     places[axis].append(np.full(table.values.size, sum(sizes)))
-        cells = np.concatenate([np.zeros(0), *(table.values.ravel() for table in self.tables)])
+        cells = np.concatenate([np.zeros(0), *(table.values.ravel() for table in tables)])
         return torch.from_numpy(cells), [torch.from_numpy(np.concatenate(axis)) for axis in places]
+
+    @cached_property
+    def _large(self) -> list[tuple[tuple[str, ...], Tensor]]:
+        """The other tables. Axis by axis each becomes smaller, and most of the work is one product."""
+        return [(t.labels, torch.from_numpy(t.values)) for t in self.tables if t.values.size > _SMALL]
 
     def _index(self, label: str, architecture: Mapping[str, Option]) -> int:
         if label not in architecture:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lookup_tables import LookupTable, fingerprint
 from profilers.profile import Profiler, distinct_parts, tabulated
-from profilers.space import Option, Space
+from profilers.space import Option, Part, Space
 
 
 @final
@@ -30,6 +30,9 @@ class LatencyProfiler(Profiler):
     Raises:
         MissingEntryError: the table lacks parts of the space; all are counted and the first are named.
         ValueError: the table is of another device.
+
+    Warns:
+        UserWarning: the table's own held-out error is large, or it is of another device that was allowed.
     """
 
     def __init__(
@@ -39,25 +42,13 @@ class LatencyProfiler(Profiler):
         table: LookupTable,
         allow_other_device: bool = False,
     ) -> None:
-        if differences := table.device.differences(fingerprint()):
-            text = (
-                f"the latency table is of another device ({'; '.join(differences)}): what it predicts does "
-                "not hold on this machine"
-            )
-            if not allow_other_device:
-                raise ValueError(f"{text}. Use --allow-other-device to search for that device all the same")
-            warnings.warn(text, stacklevel=2)
+        check_table(table, allow_other_device)
         self.table = table
         inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
         self._sites = list(space.sites(*inputs))
         parts = distinct_parts(space, self._sites)
-        table.require({key: part.name for key, part in parts.items()})
-        calibration = table.calibration
-        known = {
-            key: (calibration.scale * table.entries[key].median_us + calibration.per_site_us) / 1e3
-            for key in parts
-        }
-        super().__init__(tabulated(space, self._sites, known, "ms", calibration.constant_us / 1e3))
+        known = calibrated_ms(table, parts)
+        super().__init__(tabulated(space, self._sites, known, "ms", table.calibration.constant_us / 1e3))
 
     def keys(self, architecture: Mapping[str, Option]) -> list[str]:
         """The table's entries that the network executes, each as often as it does."""
@@ -68,3 +59,28 @@ class LatencyProfiler(Profiler):
         """Between which two times, in milliseconds, the table expects a measurement of the network."""
         low, high = self.table.interval_us(self.profile(architecture) * 1e3)
         return low / 1e3, high / 1e3
+
+
+def check_table(table: LookupTable, allow_other_device: bool) -> None:
+    """Raises ``ValueError`` for a table of another machine; warns where that may be, and of a bad table."""
+    if differences := table.device.differences(fingerprint(table.settings.runtime)):
+        text = (
+            f"the latency table is of another device ({'; '.join(differences)}): what it predicts does "
+            "not hold on this machine"
+        )
+        if not allow_other_device:
+            raise ValueError(f"{text}. Use --allow-other-device to search for that device all the same")
+        warnings.warn(text, stacklevel=3)
+    if doubt := table.doubt():
+        warnings.warn(doubt, stacklevel=3)
+
+
+def calibrated_ms(table: LookupTable, parts: Mapping[str, Part]) -> dict[str, float]:
+    """What each part adds to a network, in milliseconds, by key.
+
+    Raises:
+        MissingEntryError: the table lacks parts.
+    """
+    table.require({key: part.name for key, part in parts.items()})
+    scale, per_site_us = table.calibration.scale, table.calibration.per_site_us
+    return {key: (scale * table.entries[key].median_us + per_site_us) / 1e3 for key in parts}

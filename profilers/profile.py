@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from profilers.cost import Cost, CostTable
-from profilers.space import Option, Part, Site, Space
+from profilers.space import Architecture, Option, Part, Site, Space
 
 # Combinations of one site's options. Each is frozen and looked at.
 _LARGEST = 100_000
@@ -81,6 +81,8 @@ def tabulated(
     for site in sites:
         shape = [len(space.options[label]) for label in site.labels]
         values = [0.0 if p is None or p.is_free else known[p.key] for p in parts_of(space, site)]
+        if not any(values):
+            continue  # nothing there costs anything: the choices that decide about it need not meet
         tables.append(CostTable(tuple(site.labels), np.array(values).reshape(shape)))
     return Cost(space.options, constant, tables, unit)
 
@@ -91,18 +93,31 @@ def distinct_parts(space: Space, sites: Sequence[Site]) -> dict[str, Part]:
     return {part.key: part for part in parts if part is not None and not part.is_free}
 
 
-def parts_of(space: Space, site: Site) -> Iterator[Part | None]:
-    """The site under every combination of its labels' options, the last label's options fastest.
+def parts_of(space: Space, site: Site) -> Sequence[Part | None]:
+    """The site under every combination of its labels' options, as in `combinations_of`.
 
     Raises:
         ValueError: there are over 100,000 combinations.
     """
-    choices = [space.options[label] for label in site.labels]
-    count = math.prod(map(len, choices))
+    _check_count(space, site)
+    return site.parts(space.options)
+
+
+def combinations_of(space: Space, site: Site) -> Iterator[Architecture]:
+    """Every combination of the options of a site's labels, the last label's options fastest.
+
+    Raises:
+        ValueError: there are over 100,000 combinations.
+    """
+    _check_count(space, site)
+    for combination in itertools.product(*(space.options[label] for label in site.labels)):
+        yield dict(zip(site.labels, combination, strict=True))
+
+
+def _check_count(space: Space, site: Site) -> None:
+    count = math.prod(len(space.options[label]) for label in site.labels)
     if count > _LARGEST:
         raise ValueError(
             f"site {site.name!r} depends on {tuple(site.labels)}: {count} combinations, at most "
             f"{_LARGEST} are looked at. Let fewer choices meet in one module"
         )
-    for combination in itertools.product(*choices):
-        yield site.part(dict(zip(site.labels, combination, strict=True)))

@@ -4,13 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
 # One option of a choice: an index, a name, a number, a tuple of indices. Plain data, JSON on disk.
 Option = Any
 Architecture = dict[str, Option]
+
+
+Role = Literal["dies", "held", "again", "weight"]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What lies in memory while a part runs, besides what it makes itself.
+
+    Attributes:
+        beside_bytes: outputs of other parts, and inputs of the network, that are needed later and are no
+            input of this part.
+        inputs: for each of the part's inputs, whether it ``"dies"`` here (nothing after the part needs it),
+            is ``"held"`` for later, is one of the inputs before it ``"again"``, or is a ``"weight"``, which
+            is no activation.
+    """
+
+    beside_bytes: int
+    inputs: tuple[Role, ...]
 
 
 @dataclass(frozen=True)
@@ -24,6 +43,7 @@ class Part:
         module: plain ``torch.nn``, in evaluation mode, on the ``meta`` device.
         inputs: the positional arguments, tensors on the ``meta`` device.
         is_free: the module executes no operator (a skip): it costs 0 by definition.
+        memory: what else lies in memory meanwhile, where it was asked for.
     """
 
     name: str
@@ -31,6 +51,7 @@ class Part:
     module: nn.Module
     inputs: tuple[Tensor, ...]
     is_free: bool
+    memory: Memory | None = None
 
 
 class Site(Protocol):
@@ -50,6 +71,10 @@ class Site(Protocol):
         """The site under ``architecture`` (read at ``labels`` alone); None where it does not run."""
         ...
 
+    def parts(self, options: Mapping[str, tuple[Option, ...]]) -> Sequence[Part | None]:
+        """The site under every combination of the options at ``labels``, the last label's options fastest."""
+        ...
+
 
 class Space(Protocol):
     """What a profiler needs of a space. ``hwnas.ModelSpace`` fulfils it."""
@@ -61,6 +86,10 @@ class Space(Protocol):
 
     def sites(self, *example_inputs: Tensor) -> Sequence[Site]:
         """Every place that executes something when the space runs on inputs of these shapes."""
+        ...
+
+    def memory_sites(self, *example_inputs: Tensor) -> Sequence[Site]:
+        """As `sites`; their parts say what lies in memory while they run, free parts are among them."""
         ...
 
     def parameter_sites(self) -> Sequence[Site]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 import sys
 import types
 from pathlib import Path
 
 import pytest
 import torch
+from typer.main import get_command
+
+from hwnas.cli import app
 
 PAGES = sorted((Path(__file__).parent.parent / "docs").glob("*.md"))
 
@@ -32,6 +36,29 @@ def test_python_blocks_of_a_page_run_one_after_the_other(
     for name, made in inspect.getmembers(module, inspect.isclass):
         if name.startswith("Test"):
             run_tests_of(made, tmp_path / name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_a_page_exist_with_their_options(page: Path) -> None:
+    for words in commands(page.read_text()):
+        command = get_command(app)
+        while hasattr(command, "commands"):  # a group of them
+            command = command.commands[words.pop(0)]
+        command.make_context(command.name, words)  # reads the words and runs nothing
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words after ``hwnas`` in each line of a sh block that begins with it."""
+    found = re.findall(r"^```sh\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    lines = [shlex.split(line, comments=True) for block in found for line in block.splitlines()]
+    return [words[1:] for words in lines if words[:1] == ["hwnas"]]
+
+
+def test_commands_are_found_and_a_wrong_one_is_not_taken() -> None:
+    assert commands("```sh\nhwnas table show x.json  # see\nls\n```\n") == [["table", "show", "x.json"]]
+    show = get_command(app).commands["table"].commands["show"]
+    with pytest.raises(Exception, match="No such option: --nonsense"):
+        show.make_context("show", ["x.json", "--nonsense"])
 
 
 def blocks(text: str) -> list[tuple[int, str]]:

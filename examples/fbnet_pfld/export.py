@@ -29,21 +29,23 @@ from profilers import LatencyProfiler
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", type=Path, default=Path("data/106points"))
 parser.add_argument("--out", type=Path, default=Path("runs/fbnet_pfld"), help="where search.py wrote")
+parser.add_argument("--into", type=Path, help="where retrain.py wrote, if not there")
 args = parser.parse_args()
+into = args.into or args.out
 
 searched = read_json(args.out / "search.json", "search")
 make, size = (PFLD.small, 28) if searched["small"] else (PFLD, 112)
 space = ModelSpace(make(num_classes=2 * POINTS, in_channels=3, pose=True))
 example = torch.zeros(1, 3, size, size)
-architecture = space.validate(read_json(args.out / "retrain.json", "report")["architecture"])
+architecture = space.validate(read_json(into / "retrain.json", "report")["architecture"])
 latency = LatencyProfiler(space, example, LookupTable.load(args.out / "latency_table.json"))
 data = Faces(args.data, size, batch_size=64, synthetic=0, seed=searched["seed"])
 data.setup()
 
 subnet = space.freeze(architecture)
-subnet.load_state_dict(torch.load(args.out / "subnet.pt", weights_only=True))
+subnet.load_state_dict(torch.load(into / "subnet.pt", weights_only=True))
 subnet.pose = None
-path = export_onnx(subnet.eval(), example, args.out / "subnet.onnx")
+path = export_onnx(subnet.eval(), example, into / "subnet.onnx")
 
 session, error = load_session(path), NormalisedMeanError(POINTS)
 for images, targets in data.test_dataloader():

@@ -65,6 +65,8 @@ module = Landmarks(subnet, pixels=size, lr=args.lr)
 trainer.fit(module, data.retrain_dataloader(), data.val_dataloader())
 recalibrate(subnet.cpu(), islice(data.retrain_dataloader(), 20))
 (tested,) = trainer.test(module, data.test_dataloader(), verbose=False)
+if not trainer.is_global_zero:
+    raise SystemExit  # one process goes on
 
 torch.save(subnet.cpu().state_dict(), into / "subnet.pt")
 report = {"architecture": architecture, "test_nme": tested["test_nme"], "epochs": args.epochs}

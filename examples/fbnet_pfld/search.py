@@ -53,6 +53,7 @@ parser.add_argument("--beta", type=float, default=0.6)
 parser.add_argument("--epochs", type=int, default=20)
 parser.add_argument("--batch-size", type=int, default=64)
 parser.add_argument("--lr", type=float, default=2e-3)
+parser.add_argument("--arc-lr", type=float, default=0.01, help="more where there are few steps")
 parser.add_argument("--synthetic", type=int, default=3000, help="faces to draw where there is no data")
 parser.add_argument("--workers", type=int, default=0)
 parser.add_argument("--accelerator", default="auto")
@@ -64,27 +65,22 @@ if args.smoke:
     args.epochs, args.batch_size, args.synthetic = 2, 8, 40
 
 pl.seed_everything(args.seed, verbose=False)
-make, size = (PFLD.small, 28) if args.smoke else (PFLD, 112)
+make, size, subnets = (PFLD.small, 28, 3) if args.smoke else (PFLD, 112, 32)
 space = ModelSpace(make(num_classes=2 * POINTS, in_channels=3, pose=True))
 example = torch.zeros(1, 3, size, size)
 data = Faces(args.data, size, args.batch_size, args.synthetic, args.workers, args.seed)
 data.prepare_data()
 data.setup()
 
-table = build_latency_table(
-    space,
-    example,
-    args.out / "latency_table.json",
-    name="pfld",
-    settings=SessionSettings(threads=1),
-    subnets=3 if args.smoke else 32,
-)
+path, session = args.out / "latency_table.json", SessionSettings(threads=1)
+table = build_latency_table(space, example, path, name="pfld", settings=session, subnets=subnets)
 latency = LatencyProfiler(space, example, table)
 low, high = latency.cost.bounds()
 budget_ms = low + args.budget / 100 * (high - low)
 print(f"budget {budget_ms:.4f} ms; the space spans {low:.4f} to {high:.4f} ms")
 
 strategy = GumbelDARTS(
+    args.arc_lr,
     temperature=lambda done: 5 * math.exp(-4 * done),
     penalty=FBNetPenalty(latency, baseline=budget_ms, alpha=args.alpha, beta=args.beta),
     arch_dataloader=data.arch_dataloader(),
@@ -101,6 +97,8 @@ trainer = pl.Trainer(
     log_every_n_steps=1,
 )
 trainer.fit(Landmarks(space, pixels=size, lr=args.lr), datamodule=data)
+if not trainer.is_global_zero:
+    raise SystemExit  # one process goes on
 
 architecture = strategy.architecture()
 print(f"{latency.profile(architecture):.4f} ms by the table: {architecture}")

@@ -1,11 +1,11 @@
-"""Images that fit in memory: three-way split, whole batches gathered at once, loaders that resume exactly."""
+"""Images for a search: three-way split, whole batches gathered at once, loaders that resume exactly."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -16,6 +16,27 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 # What is being done, how much of it is done, how much there is.
 Progress: TypeAlias = Callable[[str, int, int], None]
 Batch: TypeAlias = tuple[Tensor, Tensor]
+
+
+class ImageSource(Protocol):
+    """Labelled images, wherever they are. `Images` are in memory, `ImageFiles` in files."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64, (images,)."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, chosen: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The pixels of some images, uint8, (chosen, channels, height, width).
+
+        Args:
+            chosen: their indices, int64.
+            generator: where reading is part of the augmentation (a random crop of a large image); None: as
+                they are.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -44,6 +65,9 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def read(self, chosen: Tensor, generator: torch.Generator | None) -> Tensor:
+        return self.pixels[chosen]
 
 
 @dataclass(frozen=True)
@@ -92,7 +116,7 @@ class BatchDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        images: Images,
+        images: ImageSource,
         part: Tensor,
         batch_size: int,
         mean: tuple[float, ...],
@@ -125,9 +149,11 @@ class BatchDataset(Dataset[Batch]):
         if self.order_of_epoch[0] != epoch:
             self.order_of_epoch = (epoch, self._draw_order(epoch))
         chosen = self.order_of_epoch[1][number * self.batch_size :][: self.batch_size]
-        pixels = self.images.pixels[chosen]
-        if self.augmentation is not None:
-            pixels = self.augmentation(pixels, _generator(self.seed, epoch, number + 1))
+        if self.augmentation is None:
+            pixels = self.images.read(chosen, None)
+        else:
+            generator = _generator(self.seed, epoch, number + 1)
+            pixels = self.augmentation(self.images.read(chosen, generator), generator)
         return pixels.float().sub_(self.shift).mul_(self.scale), self.images.labels[chosen]
 
     def _draw_order(self, epoch: int) -> Tensor:
@@ -161,7 +187,7 @@ class EpochBatches(DistributedSampler[tuple[int, int]]):
 
 
 class ImageData(LightningDataModule, ABC):
-    """Images held in memory, the training set split in three: weights, architecture, selection.
+    """Images, the training set split in three: weights, architecture, selection.
 
     The split is a permutation drawn from ``seed``. The test set is apart and read by ``test_dataloader``
     alone. Each loader yields ``[images, labels]``: float32 (batch, channels, height, width), normalised by
@@ -224,10 +250,10 @@ class ImageData(LightningDataModule, ABC):
         self.augmentation = augmentation
         self.num_workers = num_workers
         self.progress = progress
-        self._loaded: tuple[Images, Images] | None = None
+        self._loaded: tuple[ImageSource, ImageSource] | None = None
 
     @abstractmethod
-    def load(self) -> tuple[Images, Images]:
+    def load(self) -> tuple[ImageSource, ImageSource]:
         """The training set and the test set, fetched first where they are not on this machine."""
 
     def prepare_data(self) -> None:
@@ -273,7 +299,7 @@ class ImageData(LightningDataModule, ABC):
     def predict_dataloader(self) -> DataLoader[Batch]:
         return self.test_dataloader()
 
-    def _images(self) -> tuple[Images, Images]:
+    def _images(self) -> tuple[ImageSource, ImageSource]:
         if self._loaded is None:
             self._loaded = self.load()
         return self._loaded
@@ -293,7 +319,7 @@ class ImageData(LightningDataModule, ABC):
         )
         return self._loader(batches)
 
-    def _evaluation_loader(self, images: Images, part: Tensor) -> DataLoader[Batch]:
+    def _evaluation_loader(self, images: ImageSource, part: Tensor) -> DataLoader[Batch]:
         return self._loader(BatchDataset(images, part, self.eval_batch_size, self.mean, self.std))
 
     def _loader(self, batches: BatchDataset) -> DataLoader[Batch]:

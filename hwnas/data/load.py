@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
+from hwnas.data.cifar import CIFAR
 from hwnas.data.digits import Digits
 from hwnas.data.fashion_mnist import FashionMNIST
+from hwnas.data.image_folder import ImageFolder
 from hwnas.data.images import Progress
 from hwnas.loading import imported
 
-NAMES = ("fashion-mnist", "digits")
+_MADE_BY: Mapping[str, Callable[..., LightningDataModule]] = {
+    "fashion-mnist": FashionMNIST,
+    "digits": Digits,
+    "cifar10": partial(CIFAR, 10),
+    "cifar100": partial(CIFAR, 100),
+    "imagenet-folder": ImageFolder,
+}
+NAMES = tuple(_MADE_BY)
 
 
 def load_data(
@@ -27,7 +37,10 @@ def load_data(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> LightningDataModule:
-    """The data module named ``source``: ``fashion-mnist``, ``digits``, or ``module:attribute``.
+    """The data module named ``source``, one of `NAMES`, or ``module:attribute``.
+
+    ``fashion-mnist`` and ``digits`` are found or fetched; ``cifar10``, ``cifar100`` and ``imagenet-folder``
+    read the files in ``folder`` (`CIFAR`, `ImageFolder`).
 
     In ``module:attribute`` the module is imported with the working directory in front of the import path,
     as by ``python -m``. The attribute is a ``LightningDataModule``, or a class or function that returns one;
@@ -54,6 +67,7 @@ def load_data(
 
     Raises:
         ValueError: an unknown name, an import that fails, an argument that this data does not take.
+        FileNotFoundError: ``imagenet-folder`` without its folders.
         TypeError: the attribute is no ``LightningDataModule`` and returns none.
 
     >>> load_data("digits", batch_size=32).num_classes
@@ -63,10 +77,8 @@ def load_data(
         name: value for name, value in (("folder", folder), ("batch_size", batch_size)) if value is not None
     }
     offered = {"seed": seed, "progress": progress}
-    if source == "fashion-mnist":
-        return _call(FashionMNIST, source, given, offered)
-    if source == "digits":
-        return _call(Digits, source, given, offered)
+    if source in _MADE_BY:
+        return _call(_MADE_BY[source], source, given, offered)
     module, colon, attribute = source.partition(":")
     if not (colon and module and attribute):
         raise ValueError(

@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hwnas.spaces.autoformer import AutoFormer
+from hwnas.spaces.darts_cells import DARTSCells
+from hwnas.spaces.enas_macro import ENASMacro
+from hwnas.spaces.enas_micro import ENASMicro
 from hwnas.spaces.fbnet import FBNet
 from hwnas.spaces.mobilenet_v3 import MobileNetV3
 from hwnas.spaces.nas_bench_201 import NASBench201
@@ -13,6 +17,10 @@ from hwnas.spaces.shufflenet_v2 import ShuffleNetV2
 from hwnas.spaces.small_mobilenet import SmallMobileNet
 
 SPACES: Mapping[str, type[Any]] = {
+    "autoformer": AutoFormer,
+    "darts-cells": DARTSCells,
+    "enas-macro": ENASMacro,
+    "enas-micro": ENASMicro,
     "fbnet": FBNet,
     "mobilenet-v3": MobileNetV3,
     "nas-bench-201": NASBench201,
@@ -26,7 +34,11 @@ SPACES: Mapping[str, type[Any]] = {
 __all__ = [
     "PFLD",
     "SPACES",
+    "AutoFormer",
     "Conformance",
+    "DARTSCells",
+    "ENASMacro",
+    "ENASMicro",
     "FBNet",
     "MobileNetV3",
     "NASBench201",

@@ -28,8 +28,10 @@ _C = """
     k5_e6 k5_e3 k5_e6 k5_e6    k5_e6 k5_e6 k5_e6 k5_e3
     k5_e6 k5_e6 k5_e6 k5_e6    k3_e6
 """
-_SOURCE = "facebookresearch/mobile-vision, mobile_cv/arch/fbnet_v2/fbnet_modeldef_cls_fbnet.py"
-_NOTE = "the paper counted another implementation, in Caffe2"
+_SOURCE = (
+    "facebookresearch/mobile-vision, mobile_cv/arch/fbnet_v2/fbnet_modeldef_cls_fbnet.py; figures: README.md"
+)
+_NOTE = "published are figures of another implementation, in Caffe2; the counts are of the PyTorch one"
 
 
 def _architecture(options: str) -> dict[str, Option]:
@@ -79,7 +81,7 @@ class FBNet(nn.Module):
             (3, 224, 224),
             244_452_664,
             4_321_232,
-            "4.3M parameters, 249M FLOPs, 73.0 % top-1",
+            "4.3M parameters, 249.4M FLOPs, 73.3 % top-1",
             _SOURCE,
             {"widths": (16, 16, 24, 32, 64, 112, 184, 352, 1504)},
             _NOTE,
@@ -89,7 +91,7 @@ class FBNet(nn.Module):
             (3, 224, 224),
             291_004_424,
             4_818_216,
-            "4.5M parameters, 295M FLOPs, 74.1 % top-1",
+            "4.8M parameters, 295.6M FLOPs, 74.1 % top-1",
             _SOURCE,
             note=_NOTE,
         ),
@@ -98,7 +100,7 @@ class FBNet(nn.Module):
             (3, 224, 224),
             378_136_224,
             5_592_784,
-            "5.5M parameters, 375M FLOPs, 74.9 % top-1",
+            "5.5M parameters, 383.0M FLOPs, 74.9 % top-1",
             _SOURCE,
             note=_NOTE,
         ),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hwnas.choices import Repeat
 from hwnas.nn import BatchNorm2d, Conv2d
 from hwnas.space import ModelSpace
+from hwnas.spaces.blocks import make_divisible
 from hwnas.spaces.published import Published, published_network
 from hwnas.values import Expression, Value, ValueChoice
 from profilers.space import Architecture
@@ -121,16 +122,6 @@ _SMALL_IMAGES = Design(
     activation="h_swish",
     head=(192, 256),
 )
-
-
-def make_divisible(width: float) -> int:
-    """The nearest multiple of 8, but not more than a tenth below ``width``: MobileNet's rule for widths.
-
-    >>> make_divisible(16 * 1.2), make_divisible(30)
-    (24, 32)
-    """
-    rounded = max(8, int(width + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * width else rounded
 
 
 def _divisible(width: float | Value) -> Size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -78,36 +79,20 @@ class SearchedCell(Branching):
         return cast("nn.ModuleDict", self.operations[_label(edge)])[name]
 
     def branches(self) -> Iterator[tuple[str, nn.Module, Condition]]:
+        names = tuple(choice.name() for choice in self.choices.values())
         for edge, choice in self.choices.items():
             for name in choice.options:
                 if name != NONE:
-                    yield f"{_label(edge)}.{name}", self._operation(edge, name), self._runs(edge, name)
+                    yield f"{_label(edge)}.{name}", self._operation(edge, name), _runs(names, edge, name)
         for edge in self.choices:
             if edge[0] > 0:
-                yield f"{_label(edge)}.add", self.add, self._adds(edge)
+                yield f"{_label(edge)}.add", self.add, _adds(names, edge)
 
     def run_all(self, call: BranchCall, features: Tensor) -> Any:
         state = features
         for branch in self.branches():
             state = call(*branch, *((state, state) if branch[1] is self.add else (features,)))
         return state
-
-    def _runs(self, edge: Edge, operation: str) -> Condition:
-        """The edge is live, with that operation."""
-        return Condition(self._labels(_deciding(edge)), partial(_runs, self._names(), edge, operation))
-
-    def _adds(self, edge: Edge) -> Condition:
-        """The edge is live, and not the first into its node."""
-        into = [other for other in self.choices if other[1] == edge[1] and other[0] <= edge[0]]
-        deciding = {found for other in into for found in _deciding(other)}
-        return Condition(self._labels(deciding), partial(_adds, self._names(), edge))
-
-    def _labels(self, edges: Iterable[Edge]) -> tuple[str, ...]:
-        among = set(edges)
-        return tuple(choice.name() for edge, choice in self.choices.items() if edge in among)
-
-    def _names(self) -> dict[Edge, str]:
-        return {edge: choice.name() for edge, choice in self.choices.items()}
 
     def check_can_mix(self) -> None:
         """Always possible."""
@@ -332,17 +317,43 @@ def _deciding(edge: Edge) -> tuple[Edge, ...]:
     return tuple(other for other in EDGES if other == edge or other[1] <= source or other[0] >= target)
 
 
+Names = tuple[str, ...]
+"""The labels of the choices, in the order of `EDGES`."""
+
+
+@functools.cache
+def _runs(names: Names, edge: Edge, operation: str) -> Condition:
+    """The edge is live, with that operation. Equal cells share the condition."""
+    return Condition(_labels(names, _deciding(edge)), partial(_is_running, names, edge, operation))
+
+
+@functools.cache
+def _adds(names: Names, edge: Edge) -> Condition:
+    """The edge is live, and not the first such into its node."""
+    into = [other for other in EDGES if other[1] == edge[1] and other[0] <= edge[0]]
+    deciding = {found for other in into for found in _deciding(other)}
+    return Condition(_labels(names, deciding), partial(_is_adding, names, edge))
+
+
+def _labels(names: Names, edges: Iterable[Edge]) -> tuple[str, ...]:
+    among = set(edges)
+    return tuple(name for edge, name in zip(EDGES, names, strict=True) if edge in among)
+
+
 # Bound by `partial`, not by a lambda: a space must survive pickling.
-def _runs(names: Mapping[Edge, str], edge: Edge, operation: str, architecture: Mapping[str, Option]) -> bool:
-    if architecture[names[edge]] != operation:
-        return False
-    return _is_live(edge, [e for e in _deciding(edge) if architecture[names[e]] != NONE])
+def _is_running(names: Names, edge: Edge, operation: str, architecture: Mapping[str, Option]) -> bool:
+    return architecture[names[EDGES.index(edge)]] == operation and _is_live(edge, _open(names, architecture))
 
 
-def _adds(names: Mapping[Edge, str], edge: Edge, architecture: Mapping[str, Option]) -> bool:
-    running = [e for e in EDGES if architecture.get(names[e], NONE) != NONE]
-    before = [e for e in running if e[1] == edge[1] and e[0] < edge[0]]
-    return _is_live(edge, running) and any(_is_live(e, running) for e in before)
+def _is_adding(names: Names, edge: Edge, architecture: Mapping[str, Option]) -> bool:
+    running = _open(names, architecture)
+    before = [other for other in running if other[1] == edge[1] and other[0] < edge[0]]
+    return _is_live(edge, running) and any(_is_live(other, running) for other in before)
+
+
+def _open(names: Names, architecture: Mapping[str, Option]) -> list[Edge]:
+    """Edges that have an operation, among those that the architecture names."""
+    return [e for e, name in zip(EDGES, names, strict=True) if architecture.get(name, NONE) != NONE]
 
 
 # ---- some cells whose figures stand in public records of the benchmark; macs are its FLOPs less 10

@@ -12,7 +12,8 @@ from typing import Any, final
 import torch
 
 from hwnas.space import ModelSpace
-from hwnas.spaces.mobilenet_v3 import LARGE, PROXYLESS, Design, MobileNetV3, Stage, make_divisible
+from hwnas.spaces.blocks import make_divisible
+from hwnas.spaces.mobilenet_v3 import LARGE, PROXYLESS, Design, MobileNetV3, Stage
 from profilers.space import Architecture
 
 _DESIGNS = {"MobileNetV3": LARGE, "ProxylessNASNets": PROXYLESS}

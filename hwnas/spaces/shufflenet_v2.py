@@ -117,7 +117,7 @@ class ShuffleNetV2(nn.Module):
     search, too. Weights have torch's own initial values.
 
     Shapes: ``(N, in_channels, H, W)`` to ``(N, num_classes)``. The resolution is halved five times: 224x224
-    in the paper, and any from 32 up. With the defaults there are (4 * 8)^20 = 2^100 networks, and 4^20 with
+    in the paper, and any from 32 up. With the defaults there are (4 * 5)^20 networks, and 4^20 with
     ``ratios=(1.0,)``, which searches blocks alone.
 
     Args:
@@ -134,7 +134,7 @@ class ShuffleNetV2(nn.Module):
         ValueError: not as many widths as stages need.
 
     >>> from hwnas import ModelSpace
-    >>> ModelSpace(ShuffleNetV2()).size == 2**100
+    >>> ModelSpace(ShuffleNetV2()).size == 20**20
     True
     """
 
@@ -155,7 +155,7 @@ class ShuffleNetV2(nn.Module):
         in_channels: int = 3,
         widths: Sequence[int] = _WIDTHS,
         layers: Sequence[int] = _LAYERS,
-        ratios: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6),
+        ratios: Sequence[float] = (0.5, 0.75, 1.0, 1.25, 1.5),
         width_multiplier: float = 1.0,
         dropout: float = 0.1,
     ) -> None:
@@ -181,10 +181,11 @@ class ShuffleNetV2(nn.Module):
         self.classifier = Classifier(widths[-1], num_classes, dropout, bias=False)
 
     @classmethod
-    def small(cls, num_classes: int = 10, in_channels: int = 1) -> ShuffleNetV2:
+    def small(
+        cls, num_classes: int = 10, in_channels: int = 1, ratios: Sequence[float] = (0.5, 1.0, 1.5)
+    ) -> ShuffleNetV2:
         """Two narrow stages, 28x28 to 4x4: (4 * 3)^5 = 248,832 networks."""
-        widths, ratios = (16, 48, 96, 192), (0.5, 1.0, 1.5)
-        return cls(num_classes, in_channels, widths, layers=(2, 3), ratios=ratios)
+        return cls(num_classes, in_channels, (16, 48, 96, 192), layers=(2, 3), ratios=ratios)
 
     @classmethod
     def from_published(cls, name: str, **arguments: Any) -> nn.Module:

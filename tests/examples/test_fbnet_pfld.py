@@ -62,7 +62,8 @@ def faces(monkeypatch: pytest.MonkeyPatch):
     import synthetic_faces
 
     yield faces, synthetic_faces
-    del sys.modules["faces"], sys.modules["synthetic_faces"]
+    for name in ("faces", "synthetic_faces", "face_shape"):
+        del sys.modules[name]
 
 
 def test_synthetic_faces_have_the_landmarks_that_are_drawn(faces) -> None:

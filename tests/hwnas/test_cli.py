@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from typer.testing import CliRunner
 
 from hwnas import ModelSpace
 from hwnas.cli import app
-from lookup_tables import LatencyReading
+from lookup_tables import LatencyReading, Validation
+from lookup_tables.calibrate import accuracy_of
 from tests.hwnas.tiny_space import TinyNet, tiny_table
 
 TINY = "tests.hwnas.tiny_space:TinyNet"
@@ -23,8 +25,10 @@ def call(*arguments: object):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["search", "--space", "nope"], "unknown space 'nope'; there are small-mobilenet"),
+        (["search", "--space", "nope"], "unknown space 'nope'; there are "),
         (["search", "--data", "nope"], "unknown data 'nope'; there are fashion-mnist, digits"),
+        (["search", "--data", "cifar10", "--data-folder", "absent"], "CIFAR-10 needs data_batch_1.bin"),
+        (["search", "--data", "imagenet-folder"], "The folder holds train/<class>/ and val/<class>/"),
         (
             ["search", "--strategy", "nope"],
             "unknown strategy 'nope'; there are darts, gumbel-darts, proxyless",
@@ -51,6 +55,51 @@ def test_table_show_prints_device_error_and_entries(tmp_path):
     assert result.exit_code == 0
     for text in ("held-out error", "noise floor", "device", "entry"):
         assert text in result.output
+
+
+def test_table_show_warns_of_a_table_that_predicts_badly_and_draws_it(tmp_path):
+    table = tiny_table()
+    bad = replace(table, accuracy=replace(table.accuracy, within_10_percent=60.0))
+    bad.save(tmp_path / "table.json")
+    plot = tmp_path / "plots" / "table.png"
+    result = call("table", "show", tmp_path / "table.json", "--plot", plot)
+    assert result.exit_code == 0, result.output
+    assert "predicts only 60 %" in " ".join(result.output.split())
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_table_diff_prints_what_differs(tmp_path):
+    table = tiny_table()
+    table.save(tmp_path / "a.json")
+    entries = {key: replace(e, median_us=2 * e.median_us) for key, e in list(table.entries.items())[1:]}
+    lacking = tuple(net for net in table.subnets if set(net.parts) <= entries.keys())
+    device = replace(table.device, cpu="another CPU")
+    replace(table, entries=entries, subnets=lacking, device=device).save(tmp_path / "b.json")
+    result = call("table", "diff", tmp_path / "a.json", tmp_path / "b.json")
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
+    assert f"{len(entries)} entries in common, 1 and 0 in one alone" in text
+    assert "2.00 in the median" in text
+    assert "another CPU" in text
+
+
+@pytest.mark.parametrize(("bias", "code"), [(1.0, 0), (1.3, 1)])
+def test_table_validate_measures_other_networks_and_exits_by_what_it_finds(tmp_path, monkeypatch, bias, code):
+    """The machine takes what the table predicts, times the bias."""
+    table = replace(tiny_table(), subnets=())
+    table.save(tmp_path / "table.json")
+
+    def measured(_, subnets, **rest):
+        us = [bias * table.predict_us(net.keys) for net in subnets]
+        accuracy = accuracy_of([u / bias for u in us], us, us)
+        return Validation(tuple(us), tuple(us), accuracy, round(len(us) * (bias == 1)), 0.9, "thread_cpu")
+
+    monkeypatch.setattr("hwnas.latency_table.validate_table", measured)
+    result = call("table", "validate", tmp_path / "table.json", "--space", TINY, "--networks", 6)
+    assert result.exit_code == code, result.output
+    text = " ".join(result.output.split())
+    assert ("covers what it claims" in text) is (code == 0)
+    assert "on 6 networks" in text
 
 
 def test_profile_prints_what_architectures_cost(tmp_path):

@@ -48,7 +48,7 @@ def test_module_in_the_working_directory_is_found(tmp_path, monkeypatch):
         (
             "nope",
             ValueError,
-            r"unknown space 'nope'; there are small-mobilenet.*NAME:small.* and my_module:MyNetwork",
+            r"unknown space 'nope'; there are .*small-mobilenet.*NAME:small.* and my_module:MyNetwork",
         ),
         ("no_such_module:Net", ValueError, "space 'no_such_module:Net' cannot be imported from"),
         ("tests.hwnas.tiny_space:Nope", ValueError, "'tests.hwnas.tiny_space' .* has no 'Nope'"),

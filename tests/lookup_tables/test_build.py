@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from lookup_tables import build
-from lookup_tables.build import EntrySource, SubnetSource, build_table, validate_table
+from lookup_tables.build import EntrySource, SubnetSource, build_table
 from lookup_tables.device import fingerprint
 from lookup_tables.graph import executed_graph
 from lookup_tables.measure import Measurement
 from lookup_tables.session import SessionSettings
-from lookup_tables.table import LookupTable, MissingEntryError
+from lookup_tables.table import LookupTable
 
 COST = {"conv": 40.0, "linear": 20.0, "relu": 8.0}
 OVERHEAD = 6.0
@@ -186,7 +186,9 @@ def test_build_of_another_device_is_dropped_with_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut_off(tmp_path / "table.json")
-    monkeypatch.setattr(build, "fingerprint", lambda: replace(fingerprint(), cpu="another CPU"))
+    monkeypatch.setattr(
+        build, "fingerprint", lambda runtime: replace(fingerprint(runtime), cpu="another CPU")
+    )
     with pytest.warns(UserWarning, match=r"CPU: .* against another CPU.*starts afresh"):
         built(tmp_path / "table.json", Machine())
 
@@ -263,17 +265,6 @@ def test_progress_names_what_is_done_and_reaches_the_total(tmp_path: Path) -> No
     told: list[tuple[str, int, int]] = []
     built(tmp_path / "table.json", Machine(), progress=lambda *step: told.append(step))
     assert told[-1] == ("measuring", 20, 20)
-
-
-def test_validation_measures_networks_anew(tmp_path: Path) -> None:
-    table = built(tmp_path / "table.json", Machine())
-    assert validate_table(table, nets(5), measurer=Machine()).mape_percent < 0.01
-    slower = validate_table(table, nets(5), measurer=Machine(bias=1.25))
-    assert slower.mape_percent == pytest.approx(20, abs=0.01)
-    assert slower.subnets == 5
-    strange = SubnetSource("strange", nn.ReLU(), (), ("unknown",))
-    with pytest.raises(MissingEntryError, match="unknown"):
-        validate_table(table, [strange], measurer=Machine())
 
 
 # ---- without stand-ins

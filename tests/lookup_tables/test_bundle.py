@@ -158,7 +158,8 @@ def test_runner_killed_half_way_goes_on_and_its_results_make_the_table(
     out, errors = run(folder, "--json").communicate(timeout=240)
     assert errors == ""
     assert results.read_bytes().startswith(whole)
-    records = [json.loads(line) for line in results.read_text().splitlines()[1:]]
+    header, *records = (json.loads(line) for line in results.read_text().splitlines())
+    assert len(header["cpus"] or [0]) == 1  # as many as threads, where they can be chosen
     assert len({(r["kind"], r["key"]) for r in records}) == len(records) == ITEMS
     told = [json.loads(line) for line in out.splitlines()]
     assert (told[-1]["done"], told[-1]["total"]) == (ITEMS, ITEMS)
@@ -179,6 +180,23 @@ def test_runner_says_in_a_line_what_is_wrong_with_its_folder(tmp_path: Path) -> 
     assert "not what the manifest says (models/" in errors
     assert "copy the bundle again" in errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("facts", "runtime", "says"),
+    [
+        ({"onnxruntime": "1.9.0"}, "onnxruntime", r"onnxruntime is 1.9.0; the models need 1.18 .*--upgrade"),
+        ({"openvino": "none"}, "openvino", "openvino is missing: .* -m pip install openvino"),
+    ],
+)
+def test_runtime_that_cannot_measure_is_told_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, facts: dict[str, str], runtime: Any, says: str
+) -> None:
+    folder = bundled(tmp_path / "b", settings=SessionSettings(runtime=runtime))
+    monkeypatch.setattr(runner, "fingerprint", lambda _: replace(fingerprint(), **facts))
+    with pytest.raises(ValueError, match=says):
+        runner.measure_bundle(folder, runner._arguments(["--no-pin"]))
+    assert not (folder / "results.jsonl").exists()
 
 
 # ---- the results
@@ -349,8 +367,10 @@ def test_sensors_of_the_cpu_are_read_before_others(tmp_path: Path) -> None:
 def test_heat_is_waited_out_but_not_for_ever() -> None:
     cooling = iter([75.0, 72.0, 69.0])
     slept: list[float] = []
-    heat = Heat(70, 60, lambda: next(cooling), slept.append)
+    said: list[str] = []
+    heat = Heat(70, 60, lambda: next(cooling), slept.append, said.append)
     heat.wait()
+    assert said == ["waiting for 70 °C; the CPU is at 75 °C"]
     assert (sum(slept), heat.left_seconds) == (4, 56)
     Heat(70, 60, lambda: 90.0, slept.append).wait()
     assert sum(slept) == 4 + 60

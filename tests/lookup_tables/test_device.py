@@ -29,6 +29,22 @@ def test_each_difference_that_changes_times_is_named(change: dict[str, object], 
     assert re.match(said, line)
 
 
+def test_runtime_that_measured_is_the_one_whose_version_counts() -> None:
+    here = fingerprint()
+    assert here.openvino == ""
+    measured = dataclasses.replace(here, openvino="2026.4.1")
+    newer = dataclasses.replace(measured, openvino="2026.5.0", onnxruntime="1.2.3")
+    assert measured.differences(newer) == ["OpenVINO: 2026.4 against 2026.5"]
+    assert measured.differences(dataclasses.replace(newer, openvino="2026.4.0")) == []
+    assert any("OpenVINO" in line for line in measured.differences(here))
+
+
+def test_fingerprint_of_earlier_versions_is_one_of_onnx_runtime() -> None:
+    facts = fingerprint().to_json()
+    del facts["openvino"]
+    assert DeviceFingerprint.from_json(facts) == fingerprint()
+
+
 def test_system_python_and_patch_versions_are_no_other_device() -> None:
     here = fingerprint()
     patched = dataclasses.replace(here, system="x", python="y", onnxruntime=here.onnxruntime + ".1")

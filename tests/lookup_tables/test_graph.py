@@ -17,6 +17,9 @@ LAYERS = [
     nn.Hardswish(inplace=True),
     nn.Hardsigmoid(),
     nn.GELU(),
+    nn.LayerNorm((6, 6)),
+    nn.Linear(6, 6),
+    nn.Sequential(nn.Flatten(0, 2), nn.Linear(6, 6), nn.Unflatten(0, (1, 8, 6))),
 ]
 
 

@@ -1,6 +1,7 @@
 import os
 import random
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from lookup_tables.measure import Measurement, _reading, _rounds, _Worker, measure, measure_latency
+from lookup_tables.measure import Measurement, Worker, _reading, _rounds, measure, measure_latency
 from lookup_tables.session import SessionSettings
 from lookup_tables.worker import random_inputs, sample, session_options
 
@@ -72,7 +73,7 @@ def test_no_models_need_no_worker_and_no_rounds_are_refused() -> None:
 def test_dead_worker_names_the_model_it_was_at(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(model())
-    with _Worker(SETTINGS, 0) as worker:
+    with Worker(SETTINGS, 0) as worker:
         assert worker.measure(path, "model 'a'", 1)
         os.kill(worker.process.pid, signal.SIGKILL)
         with pytest.raises(RuntimeError, match="killed by signal 9 at model 'b'"):
@@ -88,13 +89,13 @@ def test_worker_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_worker_is_gone_after_an_error() -> None:
-    with pytest.raises(KeyboardInterrupt), _Worker(SETTINGS, 0) as worker:
+    with pytest.raises(KeyboardInterrupt), Worker(SETTINGS, 0) as worker:
         raise KeyboardInterrupt
     assert worker.process.returncode is not None
 
 
 def test_worker_imports_neither_torch_nor_this_package(tmp_path: Path) -> None:
-    with _Worker(SETTINGS, 0) as worker:
+    with Worker(SETTINGS, 0) as worker:
         path = tmp_path / "model.onnx"
         path.write_bytes(model())
         worker.measure(path, "the model", 1)
@@ -214,6 +215,38 @@ def test_latency_of_a_file_is_that_of_its_bytes_in_milliseconds(tmp_path: Path) 
 
 def test_two_threads_are_measured_on_the_wall_clock() -> None:
     assert measure_latency(model(), SessionSettings(threads=2), seconds=0.1).clock == "wall"
+
+
+OPENVINO = SessionSettings(runtime="openvino")
+
+
+def test_openvino_measures_a_model_and_names_one_that_it_cannot_run() -> None:
+    pytest.importorskip("openvino")
+    found = measure({"small": model(1, (1, 64)), "large": model(1, (1, 1 << 20))}, OPENVINO, rounds=1)
+    assert 0 < 2 * found["small"].median_us < found["large"].median_us
+    with pytest.raises(ValueError, match="OpenVINO cannot run model 'bad'"):
+        measure({"bad": model()[:40]}, OPENVINO, rounds=1)
+
+
+def test_openvino_at_one_thread_works_in_the_thread_that_calls(tmp_path: Path) -> None:
+    """In a process of its own: importing it changes what is loaded, and its statistics must stay off."""
+    pytest.importorskip("openvino")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model(60, (1, 65536)))
+    code = (
+        "import time; from worker import open_openvino\n"
+        f"run = open_openvino({{'model': {str(path)!r}, 'threads': 1, 'seed': 0}})\n"
+        "for _ in range(20): run()\n"
+        "thread, process = time.thread_time(), time.process_time()\n"
+        "for _ in range(100): run()\n"
+        "print((time.thread_time() - thread) / (time.process_time() - process))"
+    )
+    home = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(MODULE._WORKER.parent)}
+    said = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=home, capture_output=True, text=True, check=True
+    )
+    assert float(said.stdout) > 0.95
+    assert not (tmp_path / "intel").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"foreign", model()[:60]], ids=["empty", "foreign", "truncated"])

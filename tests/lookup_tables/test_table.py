@@ -169,3 +169,22 @@ def test_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
 def test_absent_file_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no latency table at .*hwnas table build"):
         LookupTable.load(tmp_path / "none.json")
+
+
+def test_first_version_is_read_and_its_entries_have_the_method_of_their_table(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    table(1.0, 2.0).save(path)
+    raw = json.loads(path.read_text())
+    raw["schema"] = raw["schema"].replace("version 2", "version 1")
+    for entry in raw["entries"]:
+        del entry["method"]
+    path.write_text(json.dumps(raw))
+    assert {entry.method for entry in LookupTable.load(path).entries.values()} == {raw["protocol"]["method"]}
+
+
+@pytest.mark.parametrize(("within", "is_doubted"), [(100.0, False), (90.0, False), (89.9, True)])
+def test_table_that_predicts_badly_says_so(within: float, is_doubted: bool) -> None:
+    found = replace(table(1.0), accuracy=replace(ACCURACY, within_10_percent=within)).doubt()
+    assert (found is not None) is is_doubted
+    if found is not None:
+        assert "only 90 % of 24 held-out networks within 10 %" in found

@@ -22,6 +22,9 @@ class FakeSite:
     def part(self, architecture: Mapping[str, Any]) -> Part | None:
         return self._part(*(architecture[label] for label in self.labels))
 
+    def parts(self, options: Mapping[str, Any]) -> list[Part | None]:
+        return [self._part(*chosen) for chosen in itertools.product(*(options[x] for x in self.labels))]
+
 
 class FakeSpace:
     """``stem(1->width)``, then ``depth`` of two layers ``op(width)``, then ``head(width->out)``."""

@@ -93,6 +93,12 @@ def test_another_device_is_refused_or_warned_of(space: Any, table: LookupTable) 
     assert profiler.table is other
 
 
+def test_table_that_predicts_badly_is_warned_of(space: Any, table: LookupTable) -> None:
+    bad = dataclasses.replace(table, accuracy=dataclasses.replace(table.accuracy, within_10_percent=60.0))
+    with pytest.warns(UserWarning, match="predicts only 60 % of 30 held-out networks within 10 %"):
+        LatencyProfiler(space, EXAMPLE, bad)
+
+
 class TestContract(MeterContract):
     unit = "ms"
 

@@ -78,7 +78,10 @@ def test_user_class_factory_and_instance_are_taken(user: str) -> None:
 
 @pytest.mark.parametrize("source", ["imagenet", "digits:", ":made", ""])
 def test_unknown_name_lists_what_there_is(source: str) -> None:
-    with pytest.raises(ValueError, match="there are fashion-mnist, digits, and my_module:my_datamodule"):
+    with pytest.raises(
+        ValueError,
+        match="there are fashion-mnist, digits, cifar10, cifar100, imagenet-folder, and my_module:my",
+    ):
         load_data(source)
 
 

@@ -11,7 +11,8 @@ import torch
 
 from hwnas import ModelSpace
 from hwnas.spaces import MobileNetV3
-from hwnas.spaces.mobilenet_v3 import LARGE, PROXYLESS, Design, make_divisible
+from hwnas.spaces.blocks import make_divisible
+from hwnas.spaces.mobilenet_v3 import LARGE, PROXYLESS, Design
 from hwnas.spaces.ofa_config import read_ofa_config
 from profilers import count_macs
 from tests.contracts.space import COUNTED
