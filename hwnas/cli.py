@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from hwnas.nn_meter_cli import nn_meter_app
+
 if TYPE_CHECKING:
     from hwnas.certificate import Certificate
     from hwnas.space import ModelSpace
@@ -32,6 +34,7 @@ table_app = typer.Typer(help="Latency tables of devices.", no_args_is_help=True)
 app.add_typer(table_app, name="table")
 spaces_app = typer.Typer(help="Ready-made spaces.", no_args_is_help=True)
 app.add_typer(spaces_app, name="spaces")
+app.add_typer(nn_meter_app, name="nnmeter")
 
 
 class TableMethod(StrEnum):

@@ -6,6 +6,7 @@ from profilers.fit import fit_cost
 from profilers.flops import FlopsProfiler, MacCount, count_macs
 from profilers.latency import LatencyProfiler
 from profilers.mixed_precision import MixedPrecisionProfiler
+from profilers.nn_meter import NnMeterPredictor, NnMeterProfiler
 from profilers.params import ParamsProfiler, count_parameters
 from profilers.peak_memory import PeakMemory, PeakMemoryProfiler, peak_memory
 from profilers.penalty import (
@@ -32,6 +33,8 @@ __all__ = [
     "MacCount",
     "Meter",
     "MixedPrecisionProfiler",
+    "NnMeterPredictor",
+    "NnMeterProfiler",
     "Option",
     "ParamsProfiler",
     "Part",
