@@ -19,9 +19,12 @@ PINS = {
         r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE
     )
 }
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+# Others cannot stand beside the versions that are tested, or are compared with where they happen to be.
+(TESTED,) = re.findall(r'-e "\.\[([\w,-]+)\]"', (ROOT / "Makefile").read_text())
 REQUIREMENTS = [
     Requirement(text)
-    for texts in (PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"].values())
+    for texts in (PROJECT["project"]["dependencies"], *(EXTRAS[name] for name in TESTED.split(",")))
     for text in texts
 ]
 
