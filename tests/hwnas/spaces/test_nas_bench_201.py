@@ -1,14 +1,24 @@
 from __future__ import annotations
 
+import io
 import itertools
+import json
+import math
+import os
 import re
+import warnings
+from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
+from torch import Tensor, nn
 
+from hwnas import ModelSpace
 from hwnas.spaces import NASBench201
 from hwnas.spaces.nas_bench_201 import EDGES, OPERATIONS
-from profilers import count_macs
+from profilers import FlopsProfiler, ParamsProfiler, count_macs
 from tests.contracts.space import SpaceContract
 
 CONVOLUTIONS = (
@@ -36,3 +46,68 @@ def test_any_cell_names_a_network_and_comes_back() -> None:
 def test_what_is_no_cell_is_refused(cell: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"got {cell!r}")):
         NASBench201.from_published(cell)
+
+
+def executed_macs(subnet: nn.Module, images: Tensor, folder: Path) -> float:
+    """Multiply-adds of the convolutions and linear layers that ONNX Runtime runs, by its own profile."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter that takes a thirtieth of the time is deprecated
+        torch.onnx.export(subnet, (images,), file, dynamo=False)
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    options.intra_op_num_threads = 1
+    # One level below all: the layout of the last one pads channels.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    profile = Path(session.end_profiling())
+    total = 0
+    for event in json.loads(profile.read_text()):
+        facts = event.get("args", {})
+        if event["name"].endswith("_kernel_time") and facts["op_name"] in ("Conv", "FusedConv", "Gemm"):
+            given, *others = (next(iter(shape.values())) for shape in facts["input_type_shape"])
+            (output,) = (next(iter(shape.values())) for shape in facts["output_type_shape"])
+            # A linear layer's weight is packed beforehand, and not among what is given.
+            is_linear = facts["op_name"] == "Gemm"
+            total += math.prod((*given, output[1]) if is_linear else (*others[0], *output[2:]))
+    profile.unlink()
+    return total
+
+
+CELLS = int(os.environ.get("CELLS", "30"))  # CELLS=200 pytest -k live_edges: 20 CPU seconds
+
+
+@pytest.mark.slow
+def test_live_edges_are_what_onnx_runtime_executes(tmp_path: Path) -> None:
+    space = ModelSpace(NASBench201(num_classes=4, in_channels=1, channels=4, cells=1))
+    images = torch.randn(1, 1, 8, 8)
+    macs = FlopsProfiler(space, images)
+    generator = torch.Generator().manual_seed(0)
+    live = set()
+    for _ in range(CELLS):
+        architecture = space.random(generator)
+        subnet = space.freeze(architecture).eval()
+        assert executed_macs(subnet, images, tmp_path) == macs.profile(architecture), architecture
+        live.add(len(subnet.layers[0].edges) - sum(name != "none" for name in architecture.values()))
+    assert {0, -1, -2} <= live  # cells with dead edges are among them
+
+
+def test_all_cells_are_counted_in_one_call() -> None:
+    """The extremes, and how many cells cost what the base costs, are those of the benchmark's own rule."""
+    space = ModelSpace(NASBench201())
+    macs, params = FlopsProfiler(space, torch.empty(1, 3, 32, 32)).cost, ParamsProfiler(space).cost
+    every = np.array(list(itertools.product(range(5), repeat=6)))
+    assert list(space.options) == [f"{i}-{j}" for i, j in EDGES]
+    names = np.array(OPERATIONS)[every]
+    found_macs, found_params = macs.of_many(every), params.of_many(every)
+    assert (found_macs.min(), found_macs.max()) == (7_783_040, 220_119_680)
+    assert (found_params.min(), found_params.max()) == (73_306, 1_531_546)
+    # Where every operation is there, every edge is live: six independent terms.
+    is_full = (names != "none").all(axis=1)
+    threes, ones = (names == "nor_conv_3x3").sum(axis=1), (names == "nor_conv_1x1").sum(axis=1)
+    expected = 7_783_040 + 35_389_440 * threes + 3_932_160 * ones
+    assert np.array_equal(found_macs[is_full], expected[is_full])
+    assert (found_macs <= expected).all()
+    assert np.array_equal(found_params[is_full], (73_306 + 243_040 * threes + 28_000 * ones)[is_full])
