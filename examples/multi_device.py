@@ -61,7 +61,7 @@ example = torch.zeros(1, 1, 28, 28)
 latencies = {}
 for name, settings in DEVICES.items():
     path = args.out / f"{name}.json"
-    count = 3 if args.smoke else 32
+    count = 2 if args.smoke else 32
     table = build_latency_table(space, example, path, name="devices", settings=settings, subnets=count)
     latencies[name] = LatencyProfiler(space, example, table)
     print(f"{name}: {', '.join(f'{ms:.4f}' for ms in latencies[name].cost.bounds())} ms at least and at most")

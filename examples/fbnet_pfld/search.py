@@ -67,7 +67,7 @@ if args.smoke:
     args.epochs, args.batch_size, args.synthetic = 2, 8, 40
 
 pl.seed_everything(args.seed, verbose=False)
-make, size, subnets = (PFLD.small, 28, 3) if args.smoke else (PFLD, 112, 32)
+make, size, subnets = (PFLD.small, 28, 2) if args.smoke else (PFLD, 112, 32)
 space = ModelSpace(make(num_classes=2 * POINTS, in_channels=3, pose=True))
 example = torch.zeros(1, 3, size, size)
 data = Faces(args.data, size, args.batch_size, args.synthetic, args.workers, args.seed)
