@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import runpy
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from lookup_tables import LatencyReading, Measurement, SessionSettings
 from lookup_tables.build import build_table
+from lookup_tables.profiled import PartTimes
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -50,8 +53,32 @@ def measure_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
             on_result(name, found[name])
         return found
 
+    def profiler(
+        networks: Mapping[str, bytes],
+        settings: SessionSettings,
+        *,
+        on_result: Callable[[str, PartTimes], None],
+        **_: Any,
+    ) -> dict[str, PartTimes]:
+        found: dict[str, PartTimes] = {}
+        for name, model in networks.items():
+            sizes: Counter[int] = Counter()
+            graph = onnx.load_from_string(model).graph
+            for thing in (*graph.node, *graph.initializer):
+                place = thing.name.split(".")[0]
+                if place.removeprefix("p").isdigit():  # else it is a constant, of no part
+                    sizes[int(place.removeprefix("p"))] += thing.ByteSize()
+            found[name] = {}
+            for part, size in sizes.items():
+                us = size / 100 / settings.threads**0.5
+                us += 40 * size**0.25 if settings.optimisation == "extended" else 0
+                found[name][part] = (us,)
+            on_result(name, found[name])
+        return found
+
     assert build_table.__kwdefaults__ is not None
     monkeypatch.setitem(build_table.__kwdefaults__, "measurer", measurer)
+    monkeypatch.setitem(build_table.__kwdefaults__, "profiler", profiler)
 
 
 def read_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
