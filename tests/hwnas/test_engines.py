@@ -35,9 +35,11 @@ def test_engine_computes_what_torch_does(name, network, path):
 
 
 def test_engine_that_computes_something_else_is_seen(network, path):
-    pytest.importorskip("openvino")
     other = nn.Sequential(network, nn.Softmax(1)).eval()
-    assert engine_parity("openvino", other, path, [INPUTS]) > 0.01
+    try:
+        assert engine_parity("openvino", other, path, [INPUTS]) > 0.01
+    except MissingEngineError as error:
+        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("name", ENGINES)

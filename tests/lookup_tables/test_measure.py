@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -218,19 +219,21 @@ def test_two_threads_are_measured_on_the_wall_clock() -> None:
 
 
 OPENVINO = SessionSettings(runtime="openvino")
+# Looked for, not imported: that would send statistics of use.
+needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="pip install hwnas[openvino]")
 
 
+@needs_openvino
 def test_openvino_measures_a_model_and_names_one_that_it_cannot_run() -> None:
-    pytest.importorskip("openvino")
     found = measure({"small": model(1, (1, 64)), "large": model(1, (1, 1 << 20))}, OPENVINO, rounds=1)
     assert 0 < 2 * found["small"].median_us < found["large"].median_us
     with pytest.raises(ValueError, match="OpenVINO cannot run model 'bad'"):
         measure({"bad": model()[:40]}, OPENVINO, rounds=1)
 
 
+@needs_openvino
 def test_openvino_at_one_thread_works_in_the_thread_that_calls(tmp_path: Path) -> None:
     """In a process of its own: importing it changes what is loaded, and its statistics must stay off."""
-    pytest.importorskip("openvino")
     path = tmp_path / "model.onnx"
     path.write_bytes(model(60, (1, 65536)))
     code = (
