@@ -17,7 +17,8 @@ from lookup_tables import Calibration
 from lookup_tables.whole_file import write_whole
 from profilers.nn_meter.forest import Floats, Forest, Rows
 
-_NAMES = ("height", "input channels", "output channels", "filter", "stride", "millions of MACs", "of weights")
+_PRODUCTS = ("millions of MACs", "millions of weights")
+_NAMES = ("height", "input channels", "output channels", "filter", "stride", *_PRODUCTS)
 _LOOSE = 1.25  # how far beyond what was measured a feature may lie
 _BLOCK = 16  # channels that a runtime handles at once, or half as many
 _SMALL_US = 5.0  # below this, an absolute error counts and not a relative one
@@ -103,9 +104,11 @@ class KernelPredictor:
         """Which feature lies a quarter or more outside of what was measured; None: none, or nobody knows."""
         if self.law is None:
             return None
-        names = _NAMES[1:3] + _NAMES[-2:] if self.kind == "fc" else _NAMES
+        names = _NAMES[1:3] + _PRODUCTS if self.kind == "fc" else _NAMES
         for name, number, low, high in zip(names, row, self.law.low, self.law.high, strict=False):
-            if not low / _LOOSE <= number <= high * _LOOSE:
+            # Little of two things that are in range is nothing new.
+            least = 0.0 if name in _PRODUCTS else low / _LOOSE
+            if not least <= number <= high * _LOOSE:
                 return f"has {number:g} ({name}); {self.kind} was measured from {low:g} to {high:g}"
         return None
 
