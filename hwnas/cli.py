@@ -178,7 +178,7 @@ def table_build(
     precision: PrecisionOption = Precision.fp32,
     method: Annotated[
         TableMethod | None,
-        typer.Option(help="of measuring sites; default: profiled for ONNX Runtime in fp32, else isolated"),
+        typer.Option(help="of measuring sites; default: isolated, or as the table has it"),
     ] = None,
     seed: Seed = 0,
     remote: Annotated[

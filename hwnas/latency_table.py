@@ -70,8 +70,7 @@ def build_latency_table(
         name: of the space, for the table's readers.
         settings: of the sessions, as they will be deployed.
         method: of measuring sites (`lookup_tables.build_table`). None: that of the finished table if there is
-            one; otherwise ``profiled`` for ONNX Runtime in fp32, else ``isolated``. Another device measures
-            ``isolated`` (None) or ``slope``.
+            one, otherwise ``isolated``. Another device measures ``isolated`` or ``slope``.
         subnets: how many whole networks calibrate and check the table.
         seed: of their choice.
         progress: told about every step.
@@ -95,7 +94,7 @@ def build_latency_table(
         )
     finished = LookupTable.load(path) if path.exists() else None
     if method is None:
-        method = finished.protocol["method"] if finished else _default_method(settings)
+        method = finished.protocol["method"] if finished else "isolated"
     networks = Networks((), {})
     if method == "profiled" and not (finished and entries.keys() <= finished.entries.keys()):
         apart = chosen if space.size >= _AMPLE * len(chosen) else []
@@ -111,12 +110,6 @@ def build_latency_table(
         seed=seed,
         progress=progress,
     )
-
-
-def _default_method(settings: SessionSettings) -> Method:
-    """``profiled``, where it was found to be the most accurate: ONNX Runtime, fp32."""
-    is_known = (settings.runtime, settings.precision) == ("onnxruntime", "fp32")
-    return "profiled" if is_known else "isolated"
 
 
 def networks_to_profile(

@@ -160,7 +160,9 @@ def test_truncated_file_in_the_cache_is_replaced(tmp_path: Path, served: tuple[P
 
 
 @pytest.mark.parametrize(
-    "content", [gzip.compress(CONTENT[DAMAGED])[:100], gzip.compress(b"other"), b"", b"\x1f\x8b\0"]
+    "content",
+    [gzip.compress(CONTENT[DAMAGED])[:100], gzip.compress(b"other"), b"", b"\x1f\x8b\0"],
+    ids=["cut off", "other content", "empty", "a header"],  # gzip writes the time
 )
 def test_damaged_file_in_the_users_folder_is_an_error_and_stays(tmp_path: Path, content: bytes) -> None:
     path = write_files(tmp_path / "mine") / f"{DAMAGED}.gz"
