@@ -16,6 +16,14 @@ class TestENASMicro(SpaceContract):
     space = ENASMicro
     refuses: ClassVar[dict[str, str]] = dict.fromkeys(("darts", "proxyless-two", "gumbel"), ONE_PATH)
 
+    def test_a_published_network_is_plain_and_takes_other_arguments(self) -> None:
+        """With fewer cells, which are built in a fraction of the time."""
+        network = ENASMicro.from_published("micro", num_classes=7, channels=4, cells=3)
+        assert type(network) is ENASMicro
+        assert network.classifier.out_features == 7
+        with pytest.raises(ValueError, match="no published network 'nobody'"):
+            ENASMicro.from_published("nobody")
+
 
 def test_a_node_may_take_one_state_twice_and_inputs_have_no_order() -> None:
     architecture = ENASMicro.architecture_of("1 0 1 1 2 2 0 3  0 4 0 4 0 0 1 1")
