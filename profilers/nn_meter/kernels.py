@@ -107,7 +107,8 @@ def _drawn(kind: str, hw: int, cin: int, channels: int, source: random.Random) -
         case "dwconv-bn-relu":
             return Kernel(kind, hw, cin, cin, source.choice((3, 5, 7)), source.choice((1, 1, 2)))
         case "fc":
-            return Kernel(kind, 1, cin, source.choice((10, 100, 1000, _width(channels, source))))
+            classes = source.choice((10, 100, 1000, _width(channels, source)))
+            return Kernel(kind, 1, cin, 10 if cin in (_STEP, channels) else classes)  # at both ends: few
         case "avgpool" | "maxpool":
             if hw % 2 == 0 and source.random() < 0.4:
                 return Kernel(kind, hw, cin, cin, 2, 2)
