@@ -96,16 +96,6 @@ class SampledStrategy(Strategy):
             self._judged = []
         self._sampler = Sampler(space, self.filters)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        if not trainer.enable_validation:
-            warnings.warn(
-                f"{type(self).__name__} compares architectures in validation, and there is none: its answer "
-                "will be a random architecture within the filters. Give Trainer.fit validation batches, or "
-                "compare architectures on the trained supernet with hwnas.trials.search",
-                stacklevel=2,
-            )
-
     def budget(self) -> Budget:
         return {f.profiler: f.max for f in self.filters if f.max < float("inf")}
 
@@ -235,6 +225,16 @@ class UniformStrategy(SampledStrategy):
     def prepare(self, space: ModelSpace) -> None:
         super().prepare(space)
         self._candidates = self._drawn(self.n_candidates, (), ())
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if not trainer.enable_validation:
+            warnings.warn(
+                f"{type(self).__name__} compares architectures in validation, and there is none: its answer "
+                "will be a random architecture within the filters. Give Trainer.fit validation batches, or "
+                "compare architectures on the trained supernet with hwnas.trials.search",
+                stacklevel=2,
+            )
 
     def sample_many(self, count: int, generator: torch.Generator) -> list[Architecture]:
         return self.sampler.draw_many(count, generator)

@@ -346,10 +346,14 @@ def test_ctrl_c_in_a_fit_is_an_interrupt_and_works_again_afterwards() -> None:
     assert isinstance(LIGHTNING.training, Call)
     arguments = {**LIGHTNING.training.arguments, "callbacks": [Call(f"{HERE}:PressesCtrlC")]}
     model = ExecutableModel(LIGHTNING.space, Call("hwnas.executable:fit", arguments))
-    before = signal.getsignal(signal.SIGINT)
-    ended = model.freeze(model.search_space().default()).run()
-    assert ended.status == "interrupted", ended.error
-    assert signal.getsignal(signal.SIGINT) is before
+    # A process that runs tests for another one leaves the signal out.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        ended = model.freeze(model.search_space().default()).run()
+        assert ended.status == "interrupted", ended.error
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_loss_that_is_no_number_fails() -> None:
