@@ -27,11 +27,21 @@ def macs_of_best(names):
     return names["macs"].profile(names["found"].best.architecture)
 
 
+def test_the_tour_is_the_example():
+    example = README.parent / "examples" / "latency_constrained_search.py"
+    blocks = re.findall(r"```py\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    assert blocks
+    assert all(block in example.read_text() for block in blocks)
+
+
 def test_commands_of_the_readme_exist():
     from typer.testing import CliRunner
 
     from hwnas.cli import app
 
-    for command in ("search", "table build", "table show", "profile", "export", "verify"):
+    for command in (
+        *("search", "table build", "table show", "table validate", "table diff", "table bundle"),
+        *("table import", "profile", "export", "verify", "spaces check", "nnmeter build", "nnmeter import"),
+    ):
         result = CliRunner().invoke(app, [*command.split(), "--help"])
         assert result.exit_code == 0, command
