@@ -56,12 +56,14 @@ class Operator:
     """One operator that was executed.
 
     Attributes:
-        name: aten's, without its overload: ``convolution``, ``addmm``, ``add``, ``mean``, ``hardswish``.
+        name: aten's, without its overload: ``convolution``, ``addmm``, ``add``, ``mean``, ``hardswish``; or
+            ``transposed_convolution``, which aten takes for the same operator.
         inputs: shapes of its tensors: of a convolution the images' ``(N, C, H, W)`` and its weight's
             ``(out, in / groups, height, width)``.
         output: shape of what it returned, the first if there are several.
         stride: of a convolution, else empty.
         groups: of a convolution, else 1.
+        dilation: of a convolution, else empty.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Operator:
     output: Shape
     stride: Shape = ()
     groups: int = 1
+    dilation: Shape = ()
 
 
 def executed_operators(module: nn.Module, inputs: Sequence[Tensor]) -> list[Operator]:
@@ -77,7 +80,7 @@ def executed_operators(module: nn.Module, inputs: Sequence[Tensor]) -> list[Oper
     >>> conv = nn.Conv2d(4, 8, 3, stride=2, padding=1, device="meta")
     >>> executed_operators(conv, [torch.empty(1, 4, 6, 6, device="meta")])
     [Operator(name='convolution', inputs=((1, 4, 6, 6), (8, 4, 3, 3), (8,)), output=(1, 8, 3, 3), \
-stride=(2, 2), groups=1)]
+stride=(2, 2), groups=1, dilation=(1, 1))]
     """
     recorder = _Recorder()
     with torch.no_grad(), recorder:
@@ -112,7 +115,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         shapes = tuple(tuple(given.shape) for given in args if isinstance(given, Tensor))
         made = tuple(first.shape) if isinstance(first, Tensor) else ()
         if name == "convolution":
-            self.found.append(Operator(name, shapes, made, tuple(args[3]), int(args[8])))
+            stride, dilation, is_transposed, groups = args[3], args[5], args[6], args[8]
+            kind = "transposed_convolution" if is_transposed else name
+            self.found.append(Operator(kind, shapes, made, tuple(stride), int(groups), tuple(dilation)))
         else:
             self.found.append(Operator(name, shapes, made))
         return output

@@ -121,8 +121,9 @@ def block_key(operators: Sequence[Operator], input_shape: Shape, with_activation
         with_activation: as in Once-for-All's tables of MobileNetV3.
 
     Raises:
-        ValueError: it is none of the blocks that these tables know.
+        ValueError: it is none of the blocks that these tables know, or gets a batch of more than one image.
     """
+    _check_plain(operators, input_shape)
     convs = [operator for operator in operators if operator.name == "convolution"]
     # Squeeze-excite works on means, where height and width are 1.
     main = [conv for conv in convs if conv.inputs[0][2:] != (1, 1)]
@@ -160,6 +161,19 @@ def block_key(operators: Sequence[Operator], input_shape: Shape, with_activation
         "tables of blocks know inverted residuals, single convolutions, pooling and a classifier; got "
         f"{', '.join(operator.name for operator in operators)} on {into}"
     )
+
+
+def _check_plain(operators: Sequence[Operator], input_shape: Shape) -> None:
+    """Refuses what a key does not tell apart."""
+    if input_shape[0] != 1:
+        raise ValueError(f"published tables are of batches of one image; got a batch of {input_shape[0]}")
+    for operator in operators:
+        if any(step != 1 for step in operator.dilation):
+            raise ValueError(
+                f"published tables have no dilated convolutions; got dilation {operator.dilation}"
+            )
+        if operator.name == "transposed_convolution":
+            raise ValueError("published tables have no transposed convolutions")
 
 
 OperatorKey = tuple[str, tuple[Shape, ...], int]
@@ -239,7 +253,9 @@ class OperatorTable:
 
     def time_us(self, module: nn.Module, inputs: Sequence[Tensor]) -> float:
         total = 0.0
-        for operator in executed_operators(module, inputs):
+        operators = executed_operators(module, inputs)
+        _check_plain(operators, tuple(inputs[0].shape))
+        for operator in operators:
             key = _operator_key(operator)
             if key is None:
                 continue

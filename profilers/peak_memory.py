@@ -117,7 +117,7 @@ class PeakMemoryProfiler(Profiler):
     A peak is a maximum over the parts that run one after another, no sum. ``profile`` gives it exactly. What
     a search needs is a sum, which ``cost`` is: with ``m_s`` what lies in memory while site ``s`` runs,
 
-        cost(a) = limit + sum over s of max(0, m_s(a) - limit)
+        cost(a) = limit_bytes + sum over s of max(0, m_s(a) - limit_bytes)
 
     It equals the limit where the peak keeps to it, and is at least the peak where it does not. So
     ``cost <= limit`` means exactly ``peak <= limit``, for filters, penalties and ``max_cost``; and
@@ -126,7 +126,7 @@ class PeakMemoryProfiler(Profiler):
     Args:
         space: the space.
         example_inputs: of the shapes that the network gets.
-        limit: the most bytes that a network may need; the budget that this profiler is used with.
+        limit_bytes: the most bytes that a network may need; the budget that this profiler is used with.
 
     Raises:
         ValueError: the limit is not above 0, or a part cannot be exported.
@@ -135,15 +135,15 @@ class PeakMemoryProfiler(Profiler):
     >>> from hwnas.spaces import SmallMobileNet
     >>> import torch
     >>> memory = PeakMemoryProfiler(
-    ...     ModelSpace(SmallMobileNet()), torch.zeros(1, 1, 28, 28), limit=120_000
+    ...     ModelSpace(SmallMobileNet()), torch.zeros(1, 1, 28, 28), limit_bytes=120_000
     ... )  # doctest: +SKIP
-    >>> strategy = Proxyless(penalty=LagrangianPenalty(memory, baseline=memory.limit))  # doctest: +SKIP
+    >>> strategy = Proxyless(penalty=LagrangianPenalty(memory, baseline=memory.limit_bytes))  # doctest: +SKIP
     """
 
-    def __init__(self, space: Space, *example_inputs: Tensor, limit: int) -> None:
-        if not limit > 0:
-            raise ValueError(f"a limit of memory is a number of bytes above 0; got {limit}")
-        self.limit = limit
+    def __init__(self, space: Space, *example_inputs: Tensor, limit_bytes: int) -> None:
+        if not limit_bytes > 0:
+            raise ValueError(f"a limit of memory is a number of bytes above 0; got {limit_bytes}")
+        self.limit_bytes = limit_bytes
         sites = space.memory_sites(*example_inputs)
         combinations = [list(parts_of(space, site)) for site in sites]
         distinct = {p.key: p for parts in combinations for p in parts if p is not None and not p.is_free}
@@ -170,8 +170,8 @@ class PeakMemoryProfiler(Profiler):
             )
             for site, parts in zip(sites, combinations, strict=True)
         ]
-        over = [CostTable(m.labels, np.maximum(0.0, m.values - limit)) for m in self._moments]
-        super().__init__(Cost(space.options, float(limit), over, "byte"))
+        over = [CostTable(m.labels, np.maximum(0.0, m.values - limit_bytes)) for m in self._moments]
+        super().__init__(Cost(space.options, float(limit_bytes), over, "byte"))
 
     def profile(self, architecture: Mapping[str, Option]) -> float:
         """The peak of one architecture, in bytes.

@@ -22,7 +22,8 @@ class Published:
     Attributes:
         architecture: its options in the space that the class makes with ``arguments``.
         input_shape: of one image, channels x height x width, for which it was counted.
-        macs: multiply-adds of its convolutions and linear layers, biases apart, counted on the authors' code.
+        macs: multiply-adds of its convolutions and linear layers, biases apart, counted on the authors' code;
+            where that could not be had, on ours, and the note or the source says so.
         params: its learnable parameters, counted likewise.
         reported: the published figures, as they are printed.
         source: where the architecture and the counts come from.

@@ -107,6 +107,23 @@ def test_what_no_table_of_blocks_has_is_refused() -> None:
         key_of(nn.Softmax(1), (1, 4, 2, 2))
 
 
+@pytest.mark.parametrize(
+    ("module", "batch", "says"),
+    [
+        (nn.Conv2d(4, 8, 3, padding=1), 2, "batches of one image; got a batch of 2"),
+        (nn.Conv2d(4, 8, 3, padding=2, dilation=2), 1, r"no dilated convolutions; got dilation \(2, 2\)"),
+        (nn.ConvTranspose2d(4, 8, 3), 1, "no transposed convolutions"),
+    ],
+)
+def test_what_a_key_does_not_tell_apart_is_refused_by_both_tables(
+    module: nn.Module, batch: int, says: str
+) -> None:
+    images = torch.empty(batch, 4, 8, 8, device="meta")
+    for table in (BlockTable("blocks", {}), OperatorTable("operators", {})):
+        with pytest.raises(ValueError, match=says):
+            table.time_us(module.to("meta").eval(), [images])
+
+
 def space() -> ModelSpace:
     choice = {"k3": Block(16, 16, 3, 3, 1), "k5": Block(16, 16, 5, 6, 1), "skip": nn.Identity()}
     return ModelSpace(nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), LayerChoice(choice, label="block"), Head()))

@@ -58,7 +58,7 @@ def test_weights_that_are_an_input_of_an_operator_are_no_activation() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return self.op(images) + self.bias
 
-    memory = PeakMemoryProfiler(ModelSpace(Biased()), torch.zeros(1, 2, 8, 8), limit=1)
+    memory = PeakMemoryProfiler(ModelSpace(Biased()), torch.zeros(1, 2, 8, 8), limit_bytes=1)
     assert memory.profile({"op": 0}) == 2 * MAP
 
 
@@ -67,7 +67,7 @@ def test_every_architecture_has_the_peak_of_its_exported_network(kind: str) -> N
     torch.manual_seed(0)
     space = ModelSpace(KINDS[kind]()).eval()
     images = IMAGES[:1]
-    memory = PeakMemoryProfiler(space, images, limit=1)
+    memory = PeakMemoryProfiler(space, images, limit_bytes=1)
     generator = torch.Generator().manual_seed(0)
     drawn = {str(n): space.random(generator) for n in range(8)}
     files = to_onnx({name: (space.freeze(found), (images,)) for name, found in drawn.items()})
@@ -90,7 +90,7 @@ def skipping() -> ModelSpace:
 
 
 def test_what_lies_beside_a_branch_counts() -> None:
-    memory = PeakMemoryProfiler(skipping(), torch.zeros(1, 1, 8, 8), limit=1)
+    memory = PeakMemoryProfiler(skipping(), torch.zeros(1, 1, 8, 8), limit_bytes=1)
     found = {(w, op): memory.profile({"width": w, "op": op}) for w in (2, 4) for op in ("wide", "thin")}
     assert found == {
         (2, "wide"): (2 + 12 + 2) * MAP,
@@ -103,7 +103,7 @@ def test_what_lies_beside_a_branch_counts() -> None:
 def test_cost_keeps_to_the_limit_exactly_where_the_peak_does() -> None:
     space = skipping()
     limit = (2 + 12 + 2) * MAP
-    memory = PeakMemoryProfiler(space, torch.zeros(1, 1, 8, 8), limit=limit)
+    memory = PeakMemoryProfiler(space, torch.zeros(1, 1, 8, 8), limit_bytes=limit)
     within = [a for a in space.grid() if memory.profile(a) <= limit]
     assert 0 < len(within) < space.size
     for architecture in space.grid():
@@ -119,7 +119,7 @@ def test_cost_keeps_to_the_limit_exactly_where_the_peak_does() -> None:
 
 def test_gradient_leads_away_from_what_needs_too_much() -> None:
     limit = (2 + 12 + 2) * MAP
-    memory = PeakMemoryProfiler(skipping(), torch.zeros(1, 1, 8, 8), limit=limit)
+    memory = PeakMemoryProfiler(skipping(), torch.zeros(1, 1, 8, 8), limit_bytes=limit)
     logits = {label: torch.zeros(2, requires_grad=True) for label in ("width", "op")}
     probabilities = {label: found.softmax(0) for label, found in logits.items()}
     LagrangianPenalty(memory, baseline=limit)(torch.zeros(()), probabilities).backward()
@@ -130,8 +130,8 @@ def test_gradient_leads_away_from_what_needs_too_much() -> None:
 
 
 def test_a_limit_that_nothing_keeps_to_is_refused_where_it_is_asked_for() -> None:
-    memory = PeakMemoryProfiler(skipping(), torch.zeros(1, 1, 8, 8), limit=MAP)
+    memory = PeakMemoryProfiler(skipping(), torch.zeros(1, 1, 8, 8), limit_bytes=MAP)
     with pytest.raises(ValueError, match="the space has"):
         RangeProfilerFilter(memory, max=MAP)
     with pytest.raises(ValueError, match="bytes above 0; got 0"):
-        PeakMemoryProfiler(skipping(), torch.zeros(1, 1, 8, 8), limit=0)
+        PeakMemoryProfiler(skipping(), torch.zeros(1, 1, 8, 8), limit_bytes=0)
