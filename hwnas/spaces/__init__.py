@@ -1,7 +1,6 @@
 """Ready-made spaces: network classes with choices in them."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from hwnas.spaces.autoformer import AutoFormer
 from hwnas.spaces.darts_cells import DARTSCells
@@ -12,11 +11,11 @@ from hwnas.spaces.mobilenet_v3 import MobileNetV3
 from hwnas.spaces.nas_bench_201 import NASBench201
 from hwnas.spaces.pfld import PFLD
 from hwnas.spaces.proxyless_nas import ProxylessNAS
-from hwnas.spaces.published import Conformance, Published, conformance
+from hwnas.spaces.published import Conformance, Published, ReadyMadeSpace, conformance
 from hwnas.spaces.shufflenet_v2 import ShuffleNetV2
 from hwnas.spaces.small_mobilenet import SmallMobileNet
 
-SPACES: Mapping[str, type[Any]] = {
+SPACES: Mapping[str, type[ReadyMadeSpace]] = {
     "autoformer": AutoFormer,
     "darts-cells": DARTSCells,
     "enas-macro": ENASMacro,
@@ -44,6 +43,7 @@ __all__ = [
     "NASBench201",
     "ProxylessNAS",
     "Published",
+    "ReadyMadeSpace",
     "ShuffleNetV2",
     "SmallMobileNet",
     "conformance",

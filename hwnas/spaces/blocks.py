@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Callable, Sequence
+from typing import Any, final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Width = Any  # a number of channels, or a value
 Activation = type[nn.ReLU] | type[nn.ReLU6]
 
 
@@ -21,6 +23,30 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
     """
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+def stages(
+    width: Width,
+    widths: Sequence[Width],
+    depths: Sequence[int],
+    strides: Sequence[int],
+    layer: Callable[[Width, Width, int, str], nn.Module],
+) -> nn.Sequential:
+    """The layers of all stages, one after another.
+
+    Args:
+        width: channels that the first stage gets.
+        widths: of each stage, which all of its layers return.
+        depths: how many layers each stage has.
+        strides: of each stage's first layer; the others have 1.
+        layer: makes one of channels in, channels out, stride, and a label ``"stage1.layer1"``.
+    """
+    made: list[nn.Module] = []
+    for stage, (out, depth, stride) in enumerate(zip(widths, depths, strides, strict=True), start=1):
+        for index in range(depth):
+            made.append(layer(width, out, stride if index == 0 else 1, f"stage{stage}.layer{index + 1}"))
+            width = out
+    return nn.Sequential(*made)
 
 
 @final

@@ -408,6 +408,7 @@ ENASMacro.published = {
         "38.0 M (table 1, with more channels)",
         "melodyguan/enas, scripts/cifar10_macro_final.sh and src/cifar10/general_child.py",
         {"channels": 96, "layers": 24, "derived": True, "dropout": 0.5},
-        "38.0 M is what the paper says; the network that its authors published is built larger by their code",
+        "the counts are of our network, built after that source, which was not run: why the paper has fewer "
+        "parameters is not known",
     )
 }

@@ -529,6 +529,7 @@ ENASMicro.published = {
         "4.6 M (table 1)",
         "melodyguan/enas, scripts/cifar10_micro_final.sh and src/cifar10/micro_child.py",
         {"channels": 36, "cells": 15, "derived": True, "drop_path": 0.4, "dropout": 0.2},
-        "4.6 M is what the paper says; the authors' code builds a smaller network of the published cells",
+        "the counts are of our network, built after that source, which was not run: why the paper has more "
+        "parameters is not known",
     )
 }

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, final
 from torch import Tensor, nn
 
 from hwnas.choices import LayerChoice
-from hwnas.spaces.blocks import Classifier, ConvNormAct, InvertedResidual, make_divisible
+from hwnas.spaces.blocks import Classifier, ConvNormAct, InvertedResidual, make_divisible, stages
 from hwnas.spaces.published import Published, published_network
 from profilers.space import Option
 
@@ -123,19 +123,10 @@ class FBNet(nn.Module):
                 f"convolution, each stage, and the last convolution; got {len(layers)}, {len(strides)} and "
                 f"{len(widths)}"
             )
-        stem, *stages, head = (make_divisible(width * width_multiplier) for width in widths)
+        stem, *inner, head = (make_divisible(width * width_multiplier) for width in widths)
         self.stem = ConvNormAct(in_channels, stem, 3, stride=2, bias=True, activation=nn.ReLU)
-        blocks: list[nn.Module] = []
-        previous = stem
-        for stage, (width, count, first_stride) in enumerate(
-            zip(stages, layers, strides, strict=True), start=1
-        ):
-            for index in range(count):
-                stride = first_stride if index == 0 else 1
-                blocks.append(_layer(previous, width, stride, f"stage{stage}.layer{index + 1}"))
-                previous = width
-        self.blocks = nn.Sequential(*blocks)
-        self.head = ConvNormAct(previous, head, bias=True, activation=nn.ReLU)
+        self.blocks = stages(stem, inner, layers, strides, _layer)
+        self.head = ConvNormAct(inner[-1], head, bias=True, activation=nn.ReLU)
         self.classifier = Classifier(head, num_classes, dropout)
 
     @classmethod

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, final
 from torch import Tensor, nn
 
 from hwnas.choices import LayerChoice
-from hwnas.spaces.blocks import Classifier, ConvNormAct, InvertedResidual, make_divisible
+from hwnas.spaces.blocks import Classifier, ConvNormAct, InvertedResidual, make_divisible, stages
 from hwnas.spaces.published import Published, published_network
 from profilers.space import Option
 
@@ -129,21 +129,12 @@ class ProxylessNAS(nn.Module):
                 "convolution, the fixed block, each stage, and the last convolution; got "
                 f"{len(layers)}, {len(strides)} and {len(widths)}"
             )
-        stem, fixed, *stages = (make_divisible(width * width_multiplier) for width in widths[:-1])
+        stem, fixed, *inner = (make_divisible(width * width_multiplier) for width in widths[:-1])
         head = make_divisible(widths[-1] * max(1.0, width_multiplier))
         self.stem = ConvNormAct(in_channels, stem, 3, stride=2, eps=_EPS, activation=nn.ReLU6)
         self.first = InvertedResidual(stem, fixed, 3, expansion=1, eps=_EPS)
-        blocks: list[nn.Module] = []
-        previous = fixed
-        for stage, (width, count, first_stride) in enumerate(
-            zip(stages, layers, strides, strict=True), start=1
-        ):
-            for index in range(count):
-                stride = first_stride if index == 0 else 1
-                blocks.append(_layer(previous, width, stride, f"stage{stage}.layer{index + 1}"))
-                previous = width
-        self.blocks = nn.Sequential(*blocks)
-        self.head = ConvNormAct(previous, head, eps=_EPS, activation=nn.ReLU6)
+        self.blocks = stages(fixed, inner, layers, strides, _layer)
+        self.head = ConvNormAct(inner[-1], head, eps=_EPS, activation=nn.ReLU6)
         self.classifier = Classifier(head, num_classes, dropout)
 
     @classmethod

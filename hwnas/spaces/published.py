@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, Self, final
+from typing import Any, ClassVar, Protocol, Self, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ class ReadyMadeSpace(Protocol):
         ...
 
 
-def published_network(space: type[Any], name: str, arguments: Mapping[str, Any]) -> nn.Module:
+def published_network(space: type[ReadyMadeSpace], name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """The plain network that a class has under ``published[name]``, with new weights.
 
     Args:
@@ -71,11 +71,11 @@ def published_network(space: type[Any], name: str, arguments: Mapping[str, Any])
     Raises:
         ValueError: there is no network of that name.
     """
-    known: Mapping[str, Published] = space.published
+    known = space.published
     if name not in known:
         raise ValueError(f"{space.__name__} has no published network {name!r}; it has {', '.join(known)}")
     found = known[name]
-    made = ModelSpace(space(**{**found.arguments, **arguments}))
+    made = ModelSpace(cast("nn.Module", space(**{**found.arguments, **arguments})))
     return made.freeze(made.validate(found.architecture))
 
 
@@ -102,9 +102,9 @@ class Conformance:
         return (self.macs, self.params) == (self.published.macs, self.published.params)
 
 
-def conformance(space_name: str, space: type[Any], name: str) -> Conformance:
+def conformance(space_name: str, space: type[ReadyMadeSpace], name: str) -> Conformance:
     """Builds a published network on the ``meta`` device and counts it."""
-    published: Published = space.published[name]
+    published = space.published[name]
     with torch.device("meta"):
         network = published_network(space, name, {})
         image: Tensor = torch.empty(1, *published.input_shape)

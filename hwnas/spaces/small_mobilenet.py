@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hwnas.choices import LayerChoice
 from hwnas.nn import BatchNorm2d, Conv2d
-from hwnas.spaces.blocks import Classifier
+from hwnas.spaces.blocks import Classifier, stages
 from hwnas.spaces.published import Published, published_network
 from hwnas.values import Value, ValueChoice
 
@@ -102,22 +102,19 @@ class SmallMobileNet(nn.Module):
         super().__init__()
         if len(widths) != len(depths):
             raise ValueError(f"each stage needs widths and a depth; got {len(widths)} and {len(depths)}")
-        previous: Width = 16
+        stem = 16
         self.stem = nn.Sequential(
-            Conv2d(in_channels, previous, 3, stride=2, padding=1, bias=False),
-            BatchNorm2d(previous),
+            Conv2d(in_channels, stem, 3, stride=2, padding=1, bias=False),
+            BatchNorm2d(stem),
             nn.ReLU(inplace=True),
         )
-        layers: list[nn.Module] = []
-        for stage, (options, depth) in enumerate(zip(widths, depths, strict=True), start=1):
-            width = ValueChoice(options, label=f"stage{stage}.width")
-            for index in range(depth):
-                stride = 2 if stage > 1 and index == 0 else 1
-                layers.append(_layer(previous, width, stride, f"stage{stage}.layer{index + 1}"))
-                previous = width
-        self.layers = nn.Sequential(*layers)
+        searched = [
+            ValueChoice(options, label=f"stage{stage}.width") for stage, options in enumerate(widths, start=1)
+        ]
+        strides = [1] + [2] * (len(depths) - 1)
+        self.layers = stages(stem, searched, depths, strides, _layer)
         self.head = nn.Sequential(
-            Conv2d(previous, head, 1, bias=False),
+            Conv2d(searched[-1], head, 1, bias=False),
             BatchNorm2d(head),
             nn.ReLU(inplace=True),
         )
