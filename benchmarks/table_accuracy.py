@@ -28,9 +28,9 @@ from hwnas import ModelSpace
 from hwnas.latency_table import build_latency_table, spread_architectures, subnet_source
 from hwnas.spaces import NASBench201, SmallMobileNet
 from lookup_tables import LookupTable, SessionSettings, SubnetSource, executed_graph, fingerprint, measure
-from lookup_tables.build import TURNS, by_key, export_models, to_measure
 from lookup_tables.calibrate import accuracy_of, calibrate
 from lookup_tables.measure import LARGEST_FLOOR_PERCENT
+from lookup_tables.sources import TURNS, by_key, export_models, to_measure
 from profilers import FlopsProfiler
 from profilers.space import Architecture
 

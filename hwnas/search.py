@@ -28,14 +28,14 @@ from hwnas.latency_table import build_latency_table
 from hwnas.loading import load_space
 from hwnas.mobile import quantise_on
 from hwnas.non_finite import StopAtNonFiniteLoss
-from hwnas.progress import Report, ReportProgress
+from hwnas.progress import ReportProgress
 from hwnas.recalibrate import recalibrate
 from hwnas.run_folder import MetricsFile, RunFolder, write_json
 from hwnas.space import ModelSpace
 from hwnas.strategies import DARTS, ENAS, GumbelDARTS, Proxyless, RandomOneShot, Strategy
 from hwnas.trials import RegularizedEvolution, SupernetEvaluator
 from hwnas.trials import search as search_trials
-from lookup_tables import Calibration, LatencyReading, LookupTable, SessionSettings, fingerprint
+from lookup_tables import Calibration, LatencyReading, LookupTable, Progress, SessionSettings, fingerprint
 from profilers import LagrangianPenalty, LatencyProfiler, RangeProfilerFilter
 from profilers.space import Architecture
 
@@ -150,7 +150,7 @@ class Search:
     """
 
     def __init__(
-        self, settings: SearchSettings, out: Path, report: Report, say: Callable[[str], None]
+        self, settings: SearchSettings, out: Path, report: Progress, say: Callable[[str], None]
     ) -> None:
         self.settings = settings
         self._report = report

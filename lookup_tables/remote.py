@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from lookup_tables.build import Progress
+from lookup_tables.progress import Progress
 from lookup_tables.runner import MANIFEST, RESULTS, RUNNER, manifest_digest, read_manifest
 from lookup_tables.whole_file import write_whole
 

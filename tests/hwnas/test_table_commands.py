@@ -37,6 +37,9 @@ def measured(folder: Path, leave: int = 0) -> None:
     with results.recording(manifest, PHONE, {"clock": "wall", "cpus": [8]}):
         for n, name in enumerate(names[: len(names) - leave], start=10):
             results.add(name, Measurement(float(n), n - 1.0, n + 1.0, 56), {"celsius": None})
+        for key, item in results.unprofiled().items():
+            times = {place: (5.0 + place,) * 3 for place in range(len(item["calls"]))}
+            results.add_profile(key, times, {})
 
 
 @pytest.fixture
@@ -62,6 +65,17 @@ def test_imported_table_serves_the_space_it_was_bundled_for(folder: Path, tmp_pa
         profiler = LatencyProfiler(space, images, table, allow_other_device=True)
     default = space.default()
     assert profiler.profile(default) == pytest.approx(table.predict_us(profiler.keys(default)) / 1000)
+
+
+def test_profiled_bundle_gives_a_profiled_table(tmp_path: Path) -> None:
+    folder = tmp_path / "profiled"
+    result = call("table", "bundle", folder, "--space", SPACE, "--method", "profiled")
+    assert result.exit_code == 0, result.output
+    measured(folder)
+    result = call("table", "import", folder, "--out", tmp_path / "phone.json")
+    assert result.exit_code == 0, result.output
+    table = LookupTable.load(tmp_path / "phone.json")
+    assert {entry.method for entry in table.entries.values()} == {"profiled"}
 
 
 def test_results_file_alone_is_enough(folder: Path, tmp_path: Path) -> None:
