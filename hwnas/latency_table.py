@@ -70,7 +70,7 @@ def build_latency_table(
         name: of the space, for the table's readers.
         settings: of the sessions, as they will be deployed.
         method: of measuring sites (`lookup_tables.build_table`). None: that of the finished table if there is
-            one, otherwise ``isolated``. Another device measures ``isolated`` or ``slope``.
+            one, otherwise ``profiled`` with ONNX Runtime on this machine, and ``isolated`` elsewhere.
         subnets: how many whole networks calibrate and check the table.
         seed: of their choice.
         progress: told about every step.
@@ -94,7 +94,8 @@ def build_latency_table(
         )
     finished = LookupTable.load(path) if path.exists() else None
     if method is None:
-        method = finished.protocol["method"] if finished else "isolated"
+        is_profiled = settings.runtime == "onnxruntime"
+        method = finished.protocol["method"] if finished else "profiled" if is_profiled else "isolated"
     networks = Networks((), {})
     if method == "profiled" and not (finished and entries.keys() <= finished.entries.keys()):
         apart = chosen if space.size >= _AMPLE * len(chosen) else []
