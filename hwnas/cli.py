@@ -191,7 +191,9 @@ def table_build(
     precision: PrecisionOption = Precision.fp32,
     method: Annotated[
         TableMethod | None,
-        typer.Option(help="of measuring sites; default: isolated, or as the table has it"),
+        typer.Option(
+            help="of measuring sites; default: as the table has it, else profiled, where that can be"
+        ),
     ] = None,
     seed: Seed = 0,
     remote: Annotated[

@@ -70,7 +70,7 @@ def build_latency_table(
         name: of the space, for the table's readers.
         settings: of the sessions, as they will be deployed.
         method: of measuring sites (`lookup_tables.build_table`). None: that of the finished table if there is
-            one, otherwise ``isolated``. By adb there is no ``profiled``.
+            one, otherwise ``profiled`` where the runtime and the device can do that, else ``isolated``.
         subnets: how many whole networks calibrate and check the table.
         seed: of their choice.
         progress: told about every step.
@@ -82,7 +82,7 @@ def build_latency_table(
     nets = [subnet_source(space, sites, architecture, example_input) for architecture in chosen]
     finished = LookupTable.load(path) if path.exists() else None
     if method is None:
-        method = finished.protocol["method"] if finished else "isolated"
+        method = finished.protocol["method"] if finished else _usual(settings, device)
     networks = Networks((), {})
     if method == "profiled" and not (finished and entries.keys() <= finished.entries.keys()):
         networks = networks_to_profile(space, sites, entries, example_input, seed, chosen, progress)
@@ -181,7 +181,7 @@ def bundle_latency_table(
     *,
     name: str,
     settings: SessionSettings,
-    method: Method = "isolated",
+    method: Method | None = None,
     subnets: int = CALIBRATION_SUBNETS,
     seed: int = 0,
     progress: Progress | None = None,
@@ -196,7 +196,7 @@ def bundle_latency_table(
     entries = site_sources(space, sites)
     chosen = spread_architectures(space, example_input, subnets, seed)
     nets = [subnet_source(space, sites, architecture, example_input) for architecture in chosen]
-    networks = None
+    method, networks = method or _usual(settings, None), None
     if method == "profiled":
         networks = networks_to_profile(space, sites, entries, example_input, seed, chosen, progress)
     write_bundle(
@@ -210,6 +210,12 @@ def bundle_latency_table(
         seed=seed,
         progress=progress,
     )
+
+
+def _usual(settings: SessionSettings, device: OtherDevice | None) -> Method:
+    """The most accurate method that the runtime and the device have."""
+    is_possible = settings.runtime == "onnxruntime" and (device is None or device.profiles)
+    return "profiled" if is_possible else "isolated"
 
 
 def site_sources(space: ModelSpace, sites: Sequence[Site]) -> dict[str, EntrySource]:

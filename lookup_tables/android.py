@@ -73,6 +73,11 @@ class AdbDevice:
     perf_test: str
     serial: str | None = None
 
+    @property
+    def profiles(self) -> bool:
+        """Whether it can time parts inside networks."""
+        return False
+
     def measure(self, folder: Path, progress: Progress) -> None:
         """Pushes a bundle's models, measures what is missing, and appends it to its ``results.jsonl``.
 

@@ -146,6 +146,10 @@ def write_bundle(
 class OtherDevice(Protocol):
     """A device reached from here: by ssh (`lookup_tables.remote`) or adb (`lookup_tables.android`)."""
 
+    @property
+    def profiles(self) -> bool:
+        """Whether it can time parts inside networks."""
+
     def measure(self, folder: Path, progress: Progress) -> None:
         """Measures what is missing of a bundle, and leaves ``results.jsonl`` in its folder."""
 

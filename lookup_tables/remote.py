@@ -96,6 +96,11 @@ class SshDevice:
         port = [] if self.port is None else ["-p", str(self.port)]
         return ["ssh", "-T", *options, *port, "--", self.host, shlex.join(words)]
 
+    @property
+    def profiles(self) -> bool:
+        """Whether it can time parts inside networks."""
+        return True
+
     def measure(self, folder: Path, progress: Progress) -> None:
         """Sends a bundle unless it is there, runs it, and brings ``results.jsonl`` into its folder.
 
