@@ -4,10 +4,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import helper, numpy_helper
 from torch import nn
 
 from lookup_tables import sources
+from lookup_tables.export import to_onnx
 from lookup_tables.quantise import quantise, quantise_untrained, quantised_nodes
 from lookup_tables.session import SessionSettings
 from lookup_tables.sources import EntrySource
@@ -83,6 +85,18 @@ def test_quantisation_needs_a_batch_and_says_nothing_of_its_own(
     with caplog.at_level(logging.WARNING):
         assert quantise_untrained(model) == quantise_untrained(model)
     assert caplog.records == []
+
+
+def test_batchnorm_that_stands_alone_is_quantised_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    norm = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1)).eval()
+    image = torch.empty(1, 3, 4, 4, device="meta")
+    file = to_onnx({"norm": (norm.to("meta"), (image,))})["norm"]
+    assert "BatchNormalization" in {node.op_type for node in onnx.load_from_string(file).graph.node}
+    handlers = [*logging.getLogger().handlers]
+    with caplog.at_level(logging.WARNING):
+        quantise_untrained(file)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert logging.getLogger().handlers == handlers
 
 
 @pytest.fixture
