@@ -435,19 +435,36 @@ def spaces_check() -> None:
 @contextmanager
 def told_errors(console: Console) -> Iterator[None]:
     """Tells what went wrong in a line; with ``HWNAS_TRACEBACK=1`` the whole traceback is shown."""
-    from hwnas.search import SearchFailedError
-    from hwnas.strategies import NonFiniteLossError
-
     try:
         yield
     except KeyboardInterrupt:
         console.print("[yellow]stopped; the same command goes on from here")
         raise typer.Exit(130) from None
-    except (ValueError, TypeError, FileNotFoundError, SearchFailedError, NonFiniteLossError) as error:
+    except (typer.Exit, typer.BadParameter):
+        raise
+    except Exception as error:  # also those of the user's own space or data
         if os.environ.get("HWNAS_TRACEBACK"):
             raise
-        console.print("[red]error:[/]", escape(str(error)), highlight=False, soft_wrap=True)
+        console.print("[red]error:[/]", escape(told(error)), highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
+
+
+def told(error: Exception) -> str:
+    """What an error says, in a line; with its kind where it was not written for the command line."""
+    from hwnas.search import SearchFailedError
+    from hwnas.strategies import NonFiniteLossError
+
+    if isinstance(error, OSError) and error.filename is not None:
+        return (
+            f"'{error.filename}' cannot be read or written: {error.strerror}. "
+            "Name another path, or give access to this one"
+        )
+    text = " ".join(str(error).split())
+    if text and isinstance(
+        error, ValueError | TypeError | FileNotFoundError | SearchFailedError | NonFiniteLossError
+    ):
+        return text
+    return f"{type(error).__name__}: {text or 'no more is known'} (HWNAS_TRACEBACK=1 shows where)"
 
 
 def percent(text: str) -> float:

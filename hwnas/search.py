@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -122,8 +123,8 @@ class SearchSettings:
                 "warmup_epochs must leave at least one epoch to search: from 0 to epochs - 1; "
                 f"got {self.warmup_epochs} of {self.epochs}"
             )
-        if self.max_latency_ms is not None and not self.max_latency_ms > 0:
-            raise ValueError(f"max_latency_ms must be above 0; got {self.max_latency_ms}")
+        if self.max_latency_ms is not None and not 0 < self.max_latency_ms < math.inf:
+            raise ValueError(f"max_latency_ms must be above 0 and finite; got {self.max_latency_ms}")
         if self.max_latency_ms is None and not 0 <= self.budget_percent <= 100:
             raise ValueError(
                 "the budget is a share of the span between the cheapest and the dearest network, from 0 to "

@@ -204,23 +204,34 @@ def loaded_subnet(space: ModelSpace, architecture: Architecture, checkpoint: Pat
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, zipfile and pickle each raise their own
-        raise ValueError(f"'{checkpoint}' is no checkpoint that torch can load: {error}") from error
+        raise ValueError(
+            f"'{checkpoint}' is no checkpoint that torch can load: {_first_line(error)}"
+        ) from error
     state: Mapping[str, Tensor] = content.get("state_dict", content) if isinstance(content, dict) else {}
     networks: list[nn.Module] = [space.freeze(architecture), space]
+    misfit: RuntimeError | None = None
     for network in networks:
         weights = _of_network(state, set(network.state_dict()))
         if weights is not None:
             try:
                 network.load_state_dict(weights)
             except RuntimeError as error:  # equal names, other shapes
-                raise ValueError(
-                    f"the weights in '{checkpoint}' have other shapes than this architecture: {error}"
-                ) from error
+                misfit = misfit or error
+                continue
             return space.freeze(architecture) if network is space else network
+    if misfit is not None:
+        raise ValueError(
+            f"the weights in '{checkpoint}' have other shapes than this architecture: {misfit}"
+        ) from misfit
     raise ValueError(
         f"the weights in '{checkpoint}' fit neither the subnet of this architecture nor its space: give "
         "the architecture that they were trained for, and --space as in the search"
     )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _of_network(state: Mapping[str, Tensor], names: set[str]) -> dict[str, Tensor] | None:
