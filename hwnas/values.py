@@ -176,8 +176,8 @@ class ValueChoice(Value):
             if not _is_plain(option):
                 raise ValueError(
                     f"options of {described('ValueChoice', label)} are plain data, as JSON has it: numbers, "
-                    f"strings, None and tuples of them; got {option!r}. Choose between names, and let hwnas.case "
-                    "or a dictionary in forward say what each stands for"
+                    f"strings, None and tuples of them; got {option!r}. Choose between names, and let "
+                    "hwnas.case or a dictionary in forward say what each stands for"
                 )
         has_nan = any(option != option for option in self.options)  # equal to nothing, not even itself
         if not self.options or has_nan or len(set(self.options)) != len(self.options):
