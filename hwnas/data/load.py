@@ -16,8 +16,8 @@ from hwnas.data.cifar import CIFAR
 from hwnas.data.digits import Digits
 from hwnas.data.fashion_mnist import FashionMNIST
 from hwnas.data.image_folder import ImageFolder
-from hwnas.data.images import Progress
 from hwnas.loading import imported
+from lookup_tables.progress import Progress
 
 _MADE_BY: Mapping[str, Callable[..., LightningDataModule]] = {
     "fashion-mnist": FashionMNIST,
