@@ -123,6 +123,11 @@ class ModelSpace(nn.Module):
         return MappingProxyType({label: found[0].options for label, found in self._choices.items()})
 
     @property
+    def value_labels(self) -> tuple[str, ...]:
+        """The labels of `ValueChoice`s, depths among them."""
+        return tuple(label for label, found in self._choices.items() if isinstance(found[0], ValueChoice))
+
+    @property
     def activity(self) -> Mapping[str, Activity]:
         """Each label with the conditions under which it takes part."""
         return MappingProxyType(self._activity)
