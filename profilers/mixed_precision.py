@@ -12,7 +12,7 @@ from torch import Tensor
 from lookup_tables import LookupTable
 from profilers.cost import Cost, CostTable
 from profilers.latency import calibrated_ms, check_table
-from profilers.profile import Profiler, distinct_parts, parts_of
+from profilers.profile import Profiler, distinct_parts, every_option, parts_of
 from profilers.space import Site, Space
 
 _DEFAULT = "fp32"
@@ -81,7 +81,7 @@ class MixedPrecisionProfiler(Profiler):
         constants = {name: table.calibration.constant_us / 1e3 for name, table in tables.items()}
         costs += _constants(space, row, constants)
         costs += _borders(space, row, border_us / 1e3)
-        super().__init__(Cost(space.options, constants[_DEFAULT], costs, "ms"))
+        super().__init__(Cost(space.options, constants[_DEFAULT], costs, "ms", space.implied))
 
 
 def _check_tables(tables: Mapping[str, LookupTable], options: Sequence[str]) -> None:
@@ -113,7 +113,8 @@ def _site_cost(
 ) -> CostTable:
     """A site under every combination of its labels, and of its precision where that is chosen."""
     parts = list(parts_of(space, site))
-    shape = [len(space.options[other]) for other in site.labels]
+    every = every_option(space)
+    shape = [len(every[other]) for other in site.labels]
 
     def values(precision: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         ms = known[precision]
