@@ -39,6 +39,7 @@ class ModelSpace(nn.Module):
             values may be `ValueChoice`s, also inside lists, tuples and dictionaries. They are choices of
             the space like any other, so that one architecture covers both; with them the network may be
             without any. `freeze` returns the network alone, `settings_of` what was chosen beside it.
+            ``precision`` is of modules, by name (`hwnas.precision`): chosen where something of them runs.
 
     Attributes:
         network: the module that was given.
@@ -85,7 +86,14 @@ class ModelSpace(nn.Module):
 
     def _collect(self) -> None:
         paths: dict[str, list[tuple[Condition, ...]]] = {}
-        beside = ((leaf, ()) for value in values_in(self.settings) for leaf in value.leaves())
+        beside = (
+            (leaf, path)
+            for name, setting in self.settings.items()
+            for held, places in _settings(self.network, name, setting)
+            for value in values_in(held)
+            for leaf in value.leaves()
+            for path in places
+        )
         for choice, path in itertools.chain(_places(self.network, ()), beside):
             assert choice.label is not None  # _name_choices gave it one
             known = self._choices.setdefault(choice.label, [])
@@ -474,6 +482,34 @@ def _name_values(held: object, name: str) -> None:
             unnamed = [leaf for leaf in found.leaves() if leaf.label is None]
             for index, leaf in enumerate(unnamed):
                 leaf.label = place if len(unnamed) == 1 else f"{place}.{index}"
+
+
+def _settings(
+    network: nn.Module, name: str, setting: Any
+) -> Iterator[tuple[Any, list[tuple[Condition, ...]]]]:
+    """What may hold values, and the paths on which it matters."""
+    modules = dict(network.named_modules())
+    if name != "precision" or not isinstance(setting, Mapping) or not setting.keys() <= modules.keys():
+        yield setting, [()]
+        return
+    for place, held in setting.items():
+        yield held, list(_runs(network, (), modules[place], False))
+
+
+def _runs(
+    module: nn.Module, path: tuple[Condition, ...], target: nn.Module, is_inside: bool
+) -> Iterator[tuple[Condition, ...]]:
+    """The paths to what executes something inside a module."""
+    is_inside = is_inside or module is target
+    is_container = isinstance(module, Branching | nn.Sequential | nn.ModuleList | nn.ModuleDict | nn.Identity)
+    if is_inside and not is_container:
+        yield path
+    elif isinstance(module, Branching):
+        for _, child, condition in module.branches():
+            yield from _runs(child, (*path, condition), target, is_inside)
+    else:
+        for child in module.children():
+            yield from _runs(child, path, target, is_inside)
 
 
 def _places(module: nn.Module, path: tuple[Condition, ...]) -> Iterator[tuple[Choice, tuple[Condition, ...]]]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -195,6 +196,13 @@ class ValueChoice(Value):
         self.options: tuple[Option, ...] = tuple(map(as_option, options))
         self.label = label
         self.gate: Gate | None = None
+        for option in self.options:
+            if not _is_plain(option):
+                raise ValueError(
+                    f"options of {described('ValueChoice', label)} are plain data, as JSON has it: numbers, "
+                    f"strings, None and tuples of them; got {option!r}. Choose between names, and let "
+                    "hwnas.case or a dictionary in forward say what each stands for"
+                )
         has_nan = any(option != option for option in self.options)  # equal to nothing, not even itself
         if not self.options or has_nan or len(set(self.options)) != len(self.options):
             raise ValueError(
@@ -401,12 +409,20 @@ def _key(term: Term) -> str | int:
 
 
 def as_option(option: Any) -> Option:
-    """The option as plain, hashable data: lists, as JSON has them, become tuples.
+    """The option as plain, hashable data: lists, as JSON has them, become tuples, and numbers of numpy plain.
 
     >>> as_option([[3, 5], 1])
     ((3, 5), 1)
     """
+    if isinstance(option, np.generic | np.ndarray | Tensor):
+        option = option.tolist()  # of what is one number: that number
     return tuple(map(as_option, option)) if isinstance(option, list | tuple) else option
+
+
+def _is_plain(option: object) -> bool:
+    if isinstance(option, tuple):
+        return all(map(_is_plain, option))
+    return option is None or isinstance(option, bool | int | float | str)
 
 
 def described(kind: str, label: str | None) -> str:

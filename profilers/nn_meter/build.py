@@ -8,7 +8,7 @@ import json
 import os
 import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -18,14 +18,13 @@ import onnx
 from lookup_tables import Measurement, SessionSettings, fingerprint, measure
 from lookup_tables.build import Measure
 from lookup_tables.calibrate import calibrate, cross_validated
+from lookup_tables.progress import Progress
 from profilers.nn_meter.audit import Graph
 from profilers.nn_meter.fusion import fusion_rules
 from profilers.nn_meter.kernels import Network, kernel_model, networks, sampled
 from profilers.nn_meter.package import DetectedKernel, Detector, default_folder
 from profilers.nn_meter.predictor import NnMeterPredictor, save_predictor
 from profilers.nn_meter.regression import KernelPredictor
-
-Progress = Callable[[str, int, int], None]
 
 _SCHEMA = "hwnas nn-Meter being built, version 1"
 _LEAST_US = 0.3  # a kernel that is no dearer than the session's overhead still is one
