@@ -164,7 +164,7 @@ def networks_to_profile(
         lacking.sort(key=lambda key: (seen[key], tries[key]))
         fixed: Architecture = {}
         for key in lacking:
-            options = source.choice(where[key])
+            options = space.without_implied(source.choice(where[key]))
             if all(fixed.get(label, option) == option for label, option in options.items()):
                 fixed.update(options)
                 tries[key] += 1

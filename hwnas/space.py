@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from hwnas.activity import Activity
 from hwnas.choices import Branching, Choice, Condition, Derives, InputChoice, LayerChoice, Mixes
 from hwnas.counting import Counter, Factor
+from hwnas.fold import Fold
 from hwnas.freezing import Freezer, contents
 from hwnas.gate import Gate
 from hwnas.subnet_weights import load_subnet_weights
 from hwnas.values import Value, ValueChoice, as_option, values_in
 from profilers.cost import Cost
-from profilers.space import Architecture, Option, Site
+from profilers.space import Architecture, Implied, Option, Site
 
 
 @final
@@ -131,6 +132,23 @@ class ModelSpace(nn.Module):
     def activity(self) -> Mapping[str, Activity]:
         """Each label with the conditions under which it takes part."""
         return MappingProxyType(self._activity)
+
+    @property
+    def implied(self) -> Sequence[Implied]:
+        """What follows from several choices, such as a `Cell`'s number of loose ends, parents first."""
+        return self._implied
+
+    @cached_property
+    def _implied(self) -> tuple[Implied, ...]:
+        return tuple(link for fold in self.folds.values() for link in fold.implied())
+
+    @cached_property
+    def folds(self) -> Mapping[str, Fold]:
+        """The values in the network that are folded of several choices, by label."""
+        values = (
+            value for module in self.network.modules() for value in values_in(_plain_attributes(module))
+        )
+        return {fold.name(): fold for value in values for fold in value.terms() if isinstance(fold, Fold)}
 
     @cached_property
     def size(self) -> int:
@@ -273,6 +291,17 @@ class ModelSpace(nn.Module):
             )
 
     # ---- running
+
+    def with_implied(self, architecture: Mapping[str, Option]) -> Architecture:
+        """The options of all choices, and those of `folds` that follow."""
+        return {**architecture, **{label: fold.read(architecture) for label, fold in self.folds.items()}}
+
+    def without_implied(self, options: Mapping[str, Option]) -> Architecture:
+        """Options of choices alone: for those of `folds`, some from which they follow."""
+        found: Architecture = {}
+        for label, option in options.items():
+            found |= self.folds[label].example(option) if label in self.folds else {label: option}
+        return found
 
     def gates_of(self, architecture: Mapping[str, Option]) -> dict[str, Gate]:
         """The gates that run one architecture."""

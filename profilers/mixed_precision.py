@@ -15,7 +15,7 @@ from torch import Tensor
 from lookup_tables import LookupTable
 from profilers.cost import Cost, CostTable
 from profilers.latency import calibrated_ms, check_table
-from profilers.profile import Profiler, distinct_parts, parts_of
+from profilers.profile import Profiler, distinct_parts, every_option, parts_of
 from profilers.space import Site, Space
 
 Bools = npt.NDArray[np.bool_]
@@ -88,7 +88,7 @@ class MixedPrecisionProfiler(Profiler):
         constants = {name: table.calibration.constant_us / 1e3 for name, table in tables.items()}
         costs += _constants(space, row, constants)
         costs += _borders(space, row, border_us / 1e3)
-        super().__init__(Cost(space.options, constants[_DEFAULT], costs, "ms"))
+        super().__init__(Cost(space.options, constants[_DEFAULT], costs, "ms", space.implied))
 
 
 def _check_tables(tables: Mapping[str, LookupTable], options: Sequence[str]) -> None:
@@ -120,7 +120,8 @@ def _site_cost(
 ) -> CostTable:
     """A site under every combination of its labels, and of its precision where that is chosen."""
     parts = list(parts_of(space, site))
-    shape = [len(space.options[other]) for other in site.labels]
+    every = every_option(space)
+    shape = [len(every[other]) for other in site.labels]
 
     def values(precision: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         ms = known[precision]
@@ -168,7 +169,8 @@ class _Stretch:
 
 def _where_it_runs(space: Space, site: Site) -> tuple[tuple[str, ...], Bools]:
     """The choices that decide whether a site executes something, and the truth."""
-    shape = [len(space.options[label]) for label in site.labels]
+    options = every_option(space)
+    shape = [len(options[label]) for label in site.labels]
     runs = np.array([p is not None and not p.is_free for p in parts_of(space, site)]).reshape(shape)
     labels = list(site.labels)
     for label in site.labels:
@@ -220,18 +222,21 @@ def _border(
         truth = truth & _spread(space, stretch.labels, stretch.runs, labels)
     for stretch in between:
         truth = truth & ~_spread(space, stretch.labels, stretch.runs, labels)
-    shape = [len(space.options[label]) for label in labels]
+    options = every_option(space)
+    shape = [len(options[label]) for label in labels]
     return CostTable(labels, np.where(np.broadcast_to(truth, shape), border_ms, 0.0))
 
 
 def _spread(space: Space, own: Sequence[str], values: Bools, labels: Sequence[str]) -> Bools:
     """An array over some of the labels, as one that broadcasts over all."""
     ordered = values.transpose([own.index(label) for label in labels if label in own])
-    return ordered.reshape([len(space.options[label]) if label in own else 1 for label in labels])
+    options = every_option(space)
+    return ordered.reshape([len(options[label]) if label in own else 1 for label in labels])
 
 
 def _check_size(space: Space, labels: Sequence[str]) -> None:
-    size = math.prod(len(space.options[label]) for label in labels)
+    options = every_option(space)
+    size = math.prod(len(options[label]) for label in labels)
     if size > _LARGEST:
         raise ValueError(
             f"what a border between precisions costs depends on {len(labels)} choices ({', '.join(labels)}): "
