@@ -13,7 +13,7 @@ from scipy import optimize, sparse
 from profilers.space import Architecture, Option
 
 if TYPE_CHECKING:  # `Cost.bounds` is solved here, so `profilers.cost` imports this module
-    from profilers.cost import Cost
+    from profilers.cost import Cost, CostTable
 
 Floats = npt.NDArray[np.float64]
 
@@ -35,7 +35,8 @@ def minimise(
 
     A binary variable for each option; a table of several axes enters by one variable in [0, 1] for
     each cell, whose marginals equal the options' binaries, so that exactly the cell of the chosen
-    options is 1. HiGHS solves it to a gap of zero; "lowest" holds to 1e-9 of the objective's span. Every
+    options is 1. A large table that is a box enters by one variable, the product of its axes' allowed
+    options. HiGHS solves it to a gap of zero; "lowest" holds to 1e-9 of the objective's span. Every
     limit is checked on the true cost of the solution, without tolerance.
 
     Args:
@@ -92,7 +93,7 @@ class _Layout:
     """The program's variables and the rows that every solution keeps to.
 
     First a binary for each option of each label, then one variable for each cell of each group: the
-    labels of a table of several axes that no other table's labels contain.
+    labels of a table of several axes that no other table's labels contain; then one for each box.
     """
 
     def __init__(self, objective: Cost, constraints: Sequence[Cost], fixed: Iterable[str]) -> None:
@@ -108,10 +109,20 @@ class _Layout:
             self._size += len(self._options[label])
         self._binaries = self._size
         self._groups: dict[tuple[str, ...], int] = {}
-        for labels in sorted({table.labels for table in tables}, key=lambda labels: -len(labels)):
+        dense = {table.labels for table in tables if table.box is None}
+        for labels in sorted(dense, key=lambda labels: -len(labels)):
             if len(labels) > 1 and self._home(labels) is None:
                 self._groups[labels] = self._size
                 self._size += math.prod(len(self._options[label]) for label in labels)
+        self._boxes: dict[tuple[object, ...], int] = {}
+        self._sides: list[tuple[int, list[npt.NDArray[np.int64]]]] = []  # a box, its axes' allowed options
+        for table in tables:
+            if table.box is not None and _box_key(table) not in self._boxes:
+                self._boxes[_box_key(table)] = self._size
+                allowed = zip(table.labels, table.box.allowed, strict=True)
+                sides = [self._first[label] + np.flatnonzero(which) for label, which in allowed]
+                self._sides.append((self._size, sides))
+                self._size += 1
         self._structure = self._structural_rows(binaries)
 
     def solve(
@@ -162,21 +173,23 @@ class _Layout:
         return next((group for group in self._groups if set(labels) <= set(group)), None)
 
     def _structural_rows(self, binaries: Sequence[str]) -> optimize.LinearConstraint:
-        """One option for each label; the marginals of each group's cells equal its options."""
+        """One option for each label; the marginals of each group's cells equal its options; boxes."""
         row_of: list[npt.NDArray[np.int64]] = []
         column_of: list[npt.NDArray[np.int64]] = []
         value_of: list[Floats] = []
-        right: list[float] = []
+        low: list[float] = []
+        high: list[float] = []
 
-        def add(columns: npt.NDArray[np.int64], values: Floats, equals: float) -> None:
-            row_of.append(np.full(len(columns), len(right)))
+        def add(columns: npt.NDArray[np.int64], values: Floats, least: float, most: float) -> None:
+            row_of.append(np.full(len(columns), len(low)))
             column_of.append(columns)
             value_of.append(values)
-            right.append(equals)
+            low.append(least)
+            high.append(most)
 
         for label in binaries:
             size = len(self._options[label])
-            add(self._first[label] + np.arange(size), np.ones(size), 1.0)
+            add(self._first[label] + np.arange(size), np.ones(size), 1.0, 1.0)
         for labels, start in self._groups.items():
             shape = [len(self._options[label]) for label in labels]
             cells = start + np.arange(math.prod(shape)).reshape(shape)
@@ -184,22 +197,34 @@ class _Layout:
                 for option in range(shape[axis]):
                     slab = cells.take(option, axis=axis).ravel()
                     columns = np.append(slab, self._first[label] + option)
-                    add(columns, np.append(np.ones(len(slab)), -1.0), 0.0)
-        if not right:
+                    add(columns, np.append(np.ones(len(slab)), -1.0), 0.0, 0.0)
+        for box, sides in self._sides:
+            # At most as much as every side, and at least what is left of 1 if each side takes what it lacks.
+            for side in sides:
+                add(np.append(side, box), np.append(np.ones(len(side)), -1.0), 0.0, np.inf)
+            every = np.concatenate(sides)
+            add(np.append(every, box), np.append(np.ones(len(every)), -1.0), -np.inf, len(sides) - 1.0)
+        if not low:
             return optimize.LinearConstraint(np.zeros((1, self._size)), 0.0, 0.0)
         entries = (np.concatenate(value_of), (np.concatenate(row_of), np.concatenate(column_of)))
-        matrix = sparse.csc_array(entries, shape=(len(right), self._size))
-        return optimize.LinearConstraint(matrix, right, right)
+        matrix = sparse.csc_array(entries, shape=(len(low), self._size))
+        return optimize.LinearConstraint(matrix, low, high)
 
     def _row(self, cost: Cost) -> tuple[Floats, float, float]:
         """(coefficients, rest, scale): the cost is ``coefficients @ variables / scale + rest``.
 
         Every table is lowered to a minimum of 0, which its constant takes up: exactly one of its cells
-        is 1. What is left is as large as the cost's differences, whatever the cost itself is.
+        is 1; a box is lowered to 0 outside. What is left is as large as the cost's differences, whatever
+        the cost itself is.
         """
         coefficients = np.zeros(self._size)
         rest, span = cost.constant, 0.0
         for table in cost.tables:
+            if table.box is not None:
+                weight = table.box.inside - table.box.outside
+                coefficients[self._boxes[_box_key(table)]] += weight
+                rest, span = rest + table.box.outside, span + abs(weight)
+                continue
             lowest = float(table.values.min())
             values = table.values - lowest
             rest, span = rest + lowest, span + float(values.max())
@@ -215,3 +240,9 @@ class _Layout:
             coefficients[start : start + values.size] += values.ravel()
         scale = _SPAN / span if span > 0 else 1.0
         return coefficients * scale, rest, scale
+
+
+def _box_key(table: CostTable) -> tuple[object, ...]:
+    """Equal for boxes with the same cells inside."""
+    assert table.box is not None, "it is a box"
+    return table.labels, *(allowed.tobytes() for allowed in table.box.allowed)

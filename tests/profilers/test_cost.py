@@ -93,13 +93,21 @@ def test_expected_is_the_mean_over_all_architectures_with_its_gradient(found: Ta
 
 
 def test_tables_over_the_same_choices_become_one() -> None:
-    pair = np.ones((2, 3))
+    pair, width = np.array([[1.0, 2.0, 4.0], [0.0, 1.0, 5.0]]), np.array([1.0, 2.0])
     cost = cost_of(
-        [(("width", "op"), pair), (("op", "width"), pair.T), (("width",), np.ones(2)), ((), np.array(4.0))]
+        [(("width", "op"), pair), (("op", "width"), pair.T), (("width",), width), ((), np.array(4.0))]
     )
     assert [table.labels for table in cost.tables] == [("op", "width")]
     assert cost.constant == 7
     assert cost.of({"op": "conv", "width": 8}) == 7 + 3
+
+
+def test_axes_along_which_nothing_changes_are_left_out() -> None:
+    """A site that runs under one of several options, whichever it is."""
+    one = np.array([[2.0, 3.0, 3.0], [0.0, 0.0, 0.0]])
+    cost = cost_of([(("width", "op"), one), (("width", "op"), one[::-1]), (("kernel",), np.ones(2))])
+    assert [table.labels for table in cost.tables] == [("op",)]
+    assert (cost.constant, cost.of({"op": "pool"})) == (4, 7)
 
 
 @settings(max_examples=20, deadline=None)
