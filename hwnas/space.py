@@ -316,7 +316,7 @@ class ModelSpace(nn.Module):
                 mixing.check_can_mix()
             except ValueError as error:
                 raise ValueError(f"'{name}' cannot be searched with mixing weights: {error}") from error
-            mixed |= {str(choice.label) for choice in _own_choices(module)}
+            mixed |= {str(choice.label) for choice in own_choices(module)}
         for label, found in self._choices.items():
             if isinstance(found[0], ValueChoice) and label not in mixed:
                 raise ValueError(
@@ -414,10 +414,10 @@ def keep_gates(module: nn.Module) -> tuple[AbstractContextManager[None], Abstrac
 
 def _choices_in(module: nn.Module) -> Iterator[Choice]:
     for child in module.modules():
-        yield from _own_choices(child)
+        yield from own_choices(child)
 
 
-def _own_choices(module: nn.Module) -> Iterator[Choice]:
+def own_choices(module: nn.Module) -> Iterator[Choice]:
     """The choice that a module is, and those among its attributes."""
     if isinstance(module, LayerChoice | InputChoice):
         yield module
@@ -449,7 +449,7 @@ def _name_values(held: object, name: str) -> None:
 
 def _places(module: nn.Module, path: tuple[Condition, ...]) -> Iterator[tuple[Choice, tuple[Condition, ...]]]:
     """Every choice with the conditions on the way to it; a module that stands twice is walked twice."""
-    for choice in _own_choices(module):
+    for choice in own_choices(module):
         yield choice, path
     if isinstance(module, Branching):
         for _, child, condition in module.branches():
