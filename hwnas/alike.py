@@ -46,7 +46,7 @@ class _Describer(pickle.Pickler):
         self._numbers: dict[int, int] = {}
 
     def persistent_id(self, thing: Any) -> Any:
-        if isinstance(thing, ValueChoice):
+        if type(thing) is ValueChoice:  # final; isinstance asks ABCMeta, for each of thousands of things
             return "choice", self._labels.index(thing.name()), thing.options
         if isinstance(thing, Tensor):
             number = self._numbers.setdefault(id(thing), len(self._numbers))  # tied weights have one

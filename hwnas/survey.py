@@ -12,7 +12,7 @@ import functools
 import gc
 import itertools
 import math
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from hwnas.alike import description
 from hwnas.choices import Branching, Condition, InputChoice
-from hwnas.freezing import Freezer
+from hwnas.freezing import Freezer, copy_empty
 from hwnas.liveness import Event, liveness, needed
 from hwnas.space import ModelSpace, own_choices
 from lookup_tables.graph import ExecutedGraph, executed_graph
@@ -764,11 +764,7 @@ def on_meta(network: nn.Module) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(_to_meta(parameter), requires_grad=parameter.requires_grad)
     for buffer in network.buffers():
         memo[id(buffer)] = _to_meta(buffer)
-    for module in network.modules():
-        for held in vars(module).values():
-            # A dozen for each module: copy.deepcopy takes longer for these than for all else.
-            if type(held) in (OrderedDict, set) and not held:
-                memo[id(held)] = type(held)()
+    copy_empty(network, memo)
     return copy.deepcopy(network, memo).eval()
 
 
