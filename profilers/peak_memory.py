@@ -161,7 +161,7 @@ class PeakMemoryProfiler(Profiler):
                 peaks[key] = graph_peak(graphs[part.key], part.memory.inputs).bytes
             return float(peaks[key] + part.memory.beside_bytes)
 
-        self._moments = [
+        moments = [
             CostTable(
                 tuple(site.labels),
                 np.array([moment(part) for part in parts]).reshape(
@@ -170,8 +170,8 @@ class PeakMemoryProfiler(Profiler):
             )
             for site, parts in zip(sites, combinations, strict=True)
         ]
-        self._every = Cost(space.options, 0.0, self._moments, "byte", space.implied)
-        over = [CostTable(m.labels, np.maximum(0.0, m.values - limit_bytes)) for m in self._moments]
+        self._moments = [Cost(space.options, 0.0, [m], "byte", space.implied) for m in moments]
+        over = [CostTable(m.labels, np.maximum(0.0, m.values - limit_bytes)) for m in moments]
         super().__init__(Cost(space.options, float(limit_bytes), over, "byte", space.implied))
 
     def profile(self, architecture: Mapping[str, Option]) -> float:
@@ -180,10 +180,7 @@ class PeakMemoryProfiler(Profiler):
         Raises:
             ValueError: a choice is missing, or has an option that does not exist.
         """
-        numbers = self._every.numbers(architecture)
-        return max(
-            float(table.values[tuple(numbers[label] for label in table.labels)]) for table in self._moments
-        )
+        return max(moment.of(architecture) for moment in self._moments)
 
 
 @dataclass

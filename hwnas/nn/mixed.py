@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from numbers import Integral
@@ -111,6 +112,24 @@ class MixedOperation(Freezes, nn.Module, ABC):
     def extra_repr(self) -> str:
         chosen = (f"{name}={value!r}" for name, value in self.values.items())
         return ", ".join(filter(None, (super().extra_repr(), *chosen)))
+
+
+def uninitialised(kind: type[nn.Module], **arguments: Any) -> nn.Module:
+    """A module of ``torch.nn`` on ``meta``, without the initialisation that takes most of the time.
+
+    Args:
+        kind: its class, whose ``reset_parameters`` is left out.
+        arguments: of the class.
+    """
+    bare = _bare(kind)  # type: ignore[arg-type]  # a class is hashable, whatever its instances are
+    module = bare(**arguments, device="meta")
+    module.__class__ = kind
+    return module
+
+
+@functools.cache
+def _bare(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (kind,), {"reset_parameters": lambda self: None})
 
 
 def split(
