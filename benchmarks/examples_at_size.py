@@ -158,7 +158,8 @@ def run_script(command: str, **facts: object) -> None:
 def measure(into: Path, budget_ms: float, seed: int) -> None:
     """Writes the certificate of an exported network."""
     report = read_json(into / example.report, "report")
-    subnet = space.freeze(report["architecture"])
+    architecture = space.validate(report["architecture"])
+    subnet = space.freeze(architecture)
     subnet.load_state_dict(torch.load(into / "subnet.pt", weights_only=True))
     data = load_data("fashion-mnist")
     data.setup("test")
@@ -166,7 +167,7 @@ def measure(into: Path, budget_ms: float, seed: int) -> None:
         into / "subnet.onnx",
         subnet.eval(),
         LatencyProfiler(space, image, LookupTable.load(table_path)),
-        report["architecture"],
+        architecture,
         budget_ms,
         inputs=[next(iter(data.test_dataloader()))[0]],
         test_accuracy=report["test_accuracy"],
