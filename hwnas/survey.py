@@ -13,7 +13,7 @@ import gc
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,11 +27,13 @@ from torch.overrides import TorchFunctionMode
 
 from hwnas.alike import description
 from hwnas.choices import Branching, Condition, InputChoice
+from hwnas.fold import Fold
 from hwnas.freezing import Freezer
 from hwnas.liveness import Event, liveness, needed
 from hwnas.space import ModelSpace
-from hwnas.values import ValueChoice, values_in
+from hwnas.values import named, terms_of, values_in
 from lookup_tables.graph import ExecutedGraph, executed_graph
+from profilers.profile import every_option
 from profilers.space import Architecture, Memory, Option, Part, Site
 
 _CHECKED = 16  # random architectures on which what was found is checked
@@ -79,6 +81,7 @@ class FoundSite:
         given_by: tuple[str, ...],
         calls: Mapping[tuple[Option, ...], _Call | None],
         make_part: Callable[[_Call, Mapping[str, Option]], Part],
+        folds: Mapping[str, Fold],
     ) -> None:
         self._conditions = tuple(conditions)
         self._own = own
@@ -86,17 +89,19 @@ class FoundSite:
         self._calls = calls
         self._make_part = make_part
         self.name = key.name if key.call == 0 else f"{key.name}#{key.call}"
-        path = (label for condition in conditions for label in condition.labels)
-        self.labels: tuple[str, ...] = tuple(dict.fromkeys((*path, *given_by, *own)))
+        path = [label for condition in conditions for label in condition.deciding()]
+        self._folds = folds
+        self.labels = _apart((*path, *given_by, *own), folds)
 
     def part(self, architecture: Mapping[str, Option]) -> Part | None:
         """The site under ``architecture``; None where it does not run."""
         if not all(condition.holds(architecture) for condition in self._conditions):
             return None
-        return self._part(architecture)
+        deciding = (*self._given_by, *self._own)
+        return self._part({label: _option(label, architecture, self._folds) for label in deciding})
 
     def _part(self, architecture: Mapping[str, Option]) -> Part | None:
-        """As `part`, where every condition holds."""
+        """As `part`, where every condition holds, for the options of what decides it."""
         call = self._calls[tuple(architecture[label] for label in self._given_by)]
         if call is None:
             return None
@@ -104,15 +109,20 @@ class FoundSite:
 
     def parts(self, options: Mapping[str, tuple[Option, ...]]) -> list[Part | None]:
         """The site under every combination of its labels' options, the last label's fastest."""
+        deciding = tuple(dict.fromkeys((*self._given_by, *self._own)))
+        on_path = (label for condition in self._conditions for label in condition.deciding())
+        if not set(self.labels).issuperset((*deciding, *on_path)):
+            every = itertools.product(*(options[label] for label in self.labels))
+            return [self.part(dict(zip(self.labels, of, strict=True))) for of in every]
         runs = np.ones([len(options[label]) for label in self.labels], dtype=np.bool_)
         for condition in self._conditions:
-            truth = _truth(condition, tuple(options[label] for label in condition.labels))
-            order = sorted(range(truth.ndim), key=lambda axis: self.labels.index(condition.labels[axis]))
-            shape = [len(options[x]) if x in condition.labels else 1 for x in self.labels]
+            names = condition.deciding()
+            truth = _truth(condition, tuple(options[label] for label in names))
+            order = sorted(range(truth.ndim), key=[self.labels.index(label) for label in names].__getitem__)
+            shape = [len(options[x]) if x in names else 1 for x in self.labels]
             runs &= truth.transpose(order).reshape(shape)
         found: list[Part | None] = [None]
         numbers = np.zeros(runs.shape, dtype=np.int64)
-        deciding = tuple(dict.fromkeys((*self._given_by, *self._own)))
         for chosen in itertools.product(*(enumerate(options[label]) for label in deciding)):
             at = dict(zip(deciding, chosen, strict=True))
             here = tuple(at[label][0] if label in at else slice(None) for label in self.labels)
@@ -130,7 +140,7 @@ class FoundSite:
 def _truth(condition: Condition, options: tuple[tuple[Option, ...], ...]) -> NDArray[np.bool_]:
     """Where a condition holds, with one axis a label; sites of equal cells share it."""
     holds = (
-        condition.holds(dict(zip(condition.labels, chosen, strict=True)))
+        condition.holds(dict(zip(condition.deciding(), chosen, strict=True)))
         for chosen in itertools.product(*options)
     )
     shape = [len(of) for of in options]
@@ -178,14 +188,14 @@ def _surveyed(space: ModelSpace, example_inputs: Sequence[Tensor], with_memory: 
 
 def parameter_sites(space: ModelSpace) -> list[Site]:
     """Parts that hold every parameter of the frozen network exactly once."""
-    network = on_meta(space.network)
+    network, folds = on_meta(space.network), space.folds
     paths: dict[int, list[tuple[Condition, ...]]] = {}
     modules: dict[int, tuple[str, nn.Module]] = {}
     for name, module, path in _walk(network, "", ()):
         modules.setdefault(id(module), (name, module))
         paths.setdefault(id(module), []).append(path)
     return [
-        _ParameterSite(name or type(module).__name__, module, paths[key])
+        _ParameterSite(name or type(module).__name__, module, paths[key], folds)
         for key, (name, module) in modules.items()
     ]
 
@@ -206,19 +216,22 @@ def _without_collection() -> Iterator[None]:
 class _ParameterSite:
     """A module that holds parameters, wherever it is reached from."""
 
-    def __init__(self, name: str, module: nn.Module, paths: list[tuple[Condition, ...]]) -> None:
+    def __init__(
+        self, name: str, module: nn.Module, paths: list[tuple[Condition, ...]], folds: Mapping[str, Fold]
+    ) -> None:
         self.name = name
         self._module = module
         self._paths = [] if any(not path for path in paths) else paths
         self._own = _value_labels(module)
         self._parts: dict[tuple[Option, ...], Part] = {}
-        on_paths = (label for path in self._paths for condition in path for label in condition.labels)
-        self.labels: tuple[str, ...] = tuple(dict.fromkeys((*on_paths, *self._own)))
+        on_paths = (label for path in self._paths for condition in path for label in condition.deciding())
+        self._folds = folds
+        self.labels = _apart((*on_paths, *self._own), folds)
 
     def part(self, architecture: Mapping[str, Option]) -> Part | None:
         if self._paths and not any(all(c.holds(architecture) for c in path) for path in self._paths):
             return None
-        own = {label: architecture[label] for label in self._own}
+        own = {label: _option(label, architecture, self._folds) for label in self._own}
         options = tuple(own.values())
         if options not in self._parts:
             frozen = Freezer(own)(self._module)
@@ -231,6 +244,23 @@ class _ParameterSite:
         """The site under every combination of its labels' options, the last label's fastest."""
         chosen = itertools.product(*(options[label] for label in self.labels))
         return [self.part(dict(zip(self.labels, of, strict=True))) for of in chosen]
+
+
+def _apart(labels: Iterable[str], folds: Mapping[str, Fold]) -> tuple[str, ...]:
+    """The labels, each once; where a choice is behind two of them, those behind the folds among them."""
+    found = tuple(dict.fromkeys(labels))
+    behind = [_choices_of(label, folds) for label in found]
+    if len({choice for choices in behind for choice in choices}) == sum(map(len, behind)):
+        return found
+    return tuple(dict.fromkeys(choice for choices in behind for choice in choices))
+
+
+def _choices_of(label: str, folds: Mapping[str, Fold]) -> tuple[str, ...]:
+    return tuple(leaf.name() for leaf in folds[label].leaves()) if label in folds else (label,)
+
+
+def _option(label: str, architecture: Mapping[str, Option], folds: Mapping[str, Fold]) -> Option:
+    return folds[label].read(architecture) if label in folds else architecture[label]
 
 
 def _walk(
@@ -263,9 +293,9 @@ class _Findings:
         self._deciding: dict[_Key, tuple[str, ...]] = {}
         self._known: dict[_Key, dict[tuple[Option, ...], tuple[Architecture, _Call | None]]] = {}
 
-    def look(self, architecture: Architecture) -> dict[_Key, _Call]:
+    def look(self, chosen: Architecture) -> None:
         """Runs one architecture and learns from it."""
-        seen = self._runner.run(architecture)
+        architecture, seen = self._space.with_implied(chosen), self._runner.run(chosen)
         for key in seen:
             if key not in self._known:
                 self._deciding[key] = ()
@@ -275,7 +305,6 @@ class _Findings:
         self._runs.append((architecture, seen))
         for key in self._known:
             self._learn(key, architecture, seen.get(key))
-        return seen
 
     def _learn(self, key: _Key, architecture: Architecture, call: _Call | None) -> None:
         while True:
@@ -295,29 +324,60 @@ class _Findings:
         if not differing:
             raise _undecided(key, call)
 
+        def mixed(labels: Sequence[str]) -> Architecture:
+            chosen = {label: first[label] for label in self._space.options}
+            return {**chosen, **{label: second[label] for label in labels}}
+
         def is_changed_by(labels: Sequence[str]) -> bool:
-            mixed = {**first, **{label: second[label] for label in labels}}
-            return _signature(self._runner.run(mixed).get(key)) != _signature(call)
+            return _signature(self._runner.run(mixed(labels)).get(key)) != _signature(call)
 
         # What decides one site often decides the next, and that run is known already.
         familiar = {label for labels in self._deciding.values() for label in labels}
         for label in differing:
             if label in familiar and is_changed_by([label]):
+                without: Sequence[str] = ()
                 break
         else:
             low, high = 0, len(differing)  # as `first` with the first `low` switched; unlike it with `high`
             while high - low > 1:
                 middle = (low + high) // 2
                 low, high = (low, middle) if is_changed_by(differing[:middle]) else (middle, high)
-            label = differing[high - 1]
-        self._deciding[key] = (*self._deciding[key], label)
+            label, without = differing[high - 1], differing[:low]
+        self._deciding[key] = self._with_label(key, label, mixed(without), mixed([*without, label]))
         self._known[key] = {}
         for architecture, calls in self._runs:
             self._learn(key, architecture, calls.get(key))
 
+    def _with_label(
+        self, key: _Key, label: str, before: Architecture, after: Architecture
+    ) -> tuple[str, ...]:
+        """What decides a key with a label more, or with a fold of several in place of it.
+
+        Args:
+            key: where something runs.
+            label: in which alone the two architectures differ.
+            before, after: two architectures that give the key different things.
+        """
+        folds, deciding = self._space.folds, self._deciding[key]
+        for name, fold in sorted(folds.items(), key=lambda item: len(item[1].options)):
+            behind = {leaf.name() for leaf in fold.leaves()}
+            if label not in behind or behind & set(deciding) or fold.read(before) == fold.read(after):
+                continue
+            others = [n for n in deciding if n not in folds or behind.isdisjoint(_choices_of(n, folds))]
+            seen: dict[tuple[Option, ...], str | None] = {}
+            signatures = (
+                (tuple(architecture[n] for n in (*others, name)), _signature(calls.get(key)))
+                for architecture, calls in self._runs
+            )
+            if all(seen.setdefault(at, signature) == signature for at, signature in signatures):
+                return (*others, name)
+        others = [n for n in deciding if n not in folds or label not in _choices_of(n, folds)]
+        return (*others, label)
+
     def confirm(self) -> None:
         """Runs one architecture twice more: equal choices must give equal shapes."""
-        architecture, before = self._runs[0]
+        given, before = self._runs[0]
+        architecture = {label: given[label] for label in self._space.options}
         for again in (self._runner.run_anew(architecture), self._runner.run_anew(architecture)):
             for key in dict.fromkeys((*before, *again)):
                 if _signature(before.get(key)) != _signature(again.get(key)):
@@ -327,13 +387,13 @@ class _Findings:
         """Runs until every combination of each key's deciding labels has been seen."""
         while missing := list(self._unseen()):
             wanted: Architecture = {}
-            for combination in missing:
+            for combination in map(self._space.without_implied, missing):
                 if all(wanted.get(label, option) == option for label, option in combination.items()):
                     wanted.update(combination)
             self.look({**self._space.default(), **wanted})
 
     def _unseen(self) -> Iterator[Architecture]:
-        options = self._space.options
+        options = every_option(self._space)
         for key, labels in self._deciding.items():
             count = math.prod(len(options[label]) for label in labels)
             if count > _LARGEST:
@@ -355,6 +415,7 @@ class _Findings:
                 labels,
                 {at: call for at, (_, call) in self._known[key].items()},
                 self._runner.part,
+                self._space.folds,
             )
             for key, labels in self._deciding.items()
         ]
@@ -404,7 +465,7 @@ class _Runner:
 
     def run_anew(self, architecture: Architecture) -> dict[_Key, _Call]:
         """As `run`, whether or not the architecture has been run before."""
-        self._architecture, self._seen = architecture, {}
+        self._architecture, self._seen = self._space.with_implied(architecture), {}
         self._path, self._containers, self._inside_site, self._events = [], [], False, []
         gates = self._space.gates_of(architecture)
         # Factories called in `forward` (torch.arange) follow the device.
@@ -695,16 +756,15 @@ def has_branches(module: nn.Module) -> bool:
 
 
 def _value_labels(module: nn.Module) -> tuple[str, ...]:
-    """Labels of the value choices inside a module without branches."""
+    """Labels of the value choices inside a module without branches, or of what is folded of them."""
     if has_branches(module):
         return ()
-    leaves: Iterator[ValueChoice] = (
-        leaf
+    values = (
+        value
         for child in module.modules()
         for value in values_in({k: v for k, v in vars(child).items() if k != "_modules"})
-        for leaf in value.leaves()
     )
-    return tuple(dict.fromkeys(leaf.name() for leaf in leaves))
+    return tuple(dict.fromkeys(named(term.label, "value", term.options) for term in terms_of(values)))
 
 
 def _function_name(function: Callable[..., Any]) -> str:

@@ -218,6 +218,7 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             warnings.filterwarnings("ignore", category=TracerWarning)
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            warnings.filterwarnings("ignore", message="Constant folding - ")  # of every padding
             yield
     finally:
         logger.setLevel(level)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from profilers import program
-from profilers.space import Architecture, Option
+from profilers.space import Architecture, Implied, Option
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.integer[Any]]
@@ -56,6 +56,7 @@ class Cost:
 
     A place of the network that depends on ``k`` choices is a table of ``k`` axes. Tables over the same
     choices, or over some of another table's choices, are added up, so that there are as few as possible.
+    An axis may also be a label that choices imply, and all that is said here stays exact.
     A cost does not change after it was made; costs of one space and unit add.
 
     >>> kernel = CostTable(("kernel", "width"), np.array([[1.0, 2.0], [3.0, 6.0]]))
@@ -70,31 +71,45 @@ class Cost:
         constant: float,
         tables: Sequence[CostTable],
         unit: str,
+        implied: Sequence[Implied] = (),
     ) -> None:
         """Add up the tables.
 
         Args:
             options: every choice of the space with its options, in the space's order.
             constant: what every architecture costs.
-            tables: in any order, over labels of ``options`` in any order.
+            tables: in any order, over labels of ``options`` and ``implied`` in any order.
             unit: ``"ms"``, ``"MAC"``, ... Costs of two units do not add.
+            implied: what follows from the choices, parents first; what no table needs is left out.
 
         Raises:
-            ValueError: a table has an unknown label, a wrong shape, or a number that is not finite.
+            ValueError: a table has an unknown label, a wrong shape, or a number that is not finite; or one
+                choice is behind two labels of a table.
         """
+        every = {**options, **{follows.label: follows.options for follows in implied}}
         for table in tables:
-            _check_table(table, options)
+            _check_table(table, every)
         if not math.isfinite(constant):
             raise ValueError(f"a cost's constant must be finite, got {constant}")
         self.options: Mapping[str, tuple[Option, ...]] = dict(options)
         self.constant = float(constant) + sum(float(t.values) for t in tables if not t.labels)
-        self.tables = _merged([t for t in tables if t.labels], self.options)
+        self.tables = _merged([t for t in tables if t.labels], every)
         self.unit = unit
-        self._column = {label: i for i, label in enumerate(self.options)}
+        needed = {label for table in self.tables for label in table.labels}
+        for follows in reversed(implied):
+            if follows.label in needed:
+                needed.update(follows.parents)
+        self.implied = tuple(follows for follows in implied if follows.label in needed)
+        self._column = {label: i for i, label in enumerate((*self.options, *(f.label for f in self.implied)))}
         self._position = {
             label: {_hashable(o): i for i, o in enumerate(choice)} for label, choice in self.options.items()
         }
-        self._used = tuple(label for label in self.options if any(label in t.labels for t in self.tables))
+        self._used = tuple(label for label in self.options if label in needed)
+        self.choices_behind = _choices_behind(self.options, self.implied)
+        for labels in (*(t.labels for t in self.tables), *(f.parents for f in self.implied)):
+            behind = [choice for label in labels for choice in self.choices_behind[label]]
+            if len(set(behind)) < len(behind):
+                raise ValueError(f"no choice can be behind two labels of one table, got {labels}")
 
     def of(self, architecture: Mapping[str, Option]) -> float:
         """The cost of one architecture.
@@ -102,10 +117,26 @@ class Cost:
         Raises:
             ValueError: a label that the cost depends on is missing, or has an option that does not exist.
         """
+        numbers = self.numbers(architecture)
         total = self.constant
         for table in self.tables:
-            total += float(table.values[tuple(self._index(label, architecture) for label in table.labels)])
+            total += float(table.values[tuple(numbers[label] for label in table.labels)])
         return total
+
+    def numbers(self, architecture: Mapping[str, Option]) -> dict[str, int]:
+        """The number of the option of each label that the cost depends on, what is implied included.
+
+        Raises:
+            ValueError: a label is missing, or has an option that does not exist.
+        """
+        return self.followed({label: self._index(label, architecture) for label in self._used})
+
+    def followed(self, numbers: Mapping[str, int]) -> dict[str, int]:
+        """The numbers of options with those of the implied labels, which follow."""
+        found = dict(numbers)
+        for follows in self.implied:
+            found[follows.label] = int(follows.numbers[tuple(found[parent] for parent in follows.parents)])
+        return found
 
     def index(self, label: str, option: Option) -> int:
         """The number of an option among its choice's options.
@@ -146,7 +177,10 @@ class Cost:
         total = np.full(len(indices), self.constant)
         for start in range(0, len(indices), _CHUNK):
             # Whole columns of small integers: contiguous, and half the memory of int64.
-            columns = np.ascontiguousarray(indices[start : start + _CHUNK].T, dtype=np.int32)
+            columns = [*np.ascontiguousarray(indices[start : start + _CHUNK].T, dtype=np.int32)]
+            for follows in self.implied:
+                parents = tuple(columns[self._column[parent]] for parent in follows.parents)
+                columns.append(follows.numbers[parents].astype(np.int32))
             for labels, cells in self._flat_tables:
                 flat = columns[labels[0][0]] * labels[0][1]
                 for column, stride in labels[1:]:
@@ -173,6 +207,11 @@ class Cost:
         if not self._used:
             return torch.tensor(self.constant, dtype=torch.float64)
         checked = {label: self._checked(label, probabilities) for label in self._used}
+        for follows, (numbers, size) in zip(self.implied, self._implications, strict=True):
+            joint = checked[follows.parents[0]]
+            for parent in follows.parents[1:]:
+                joint = torch.outer(joint.reshape(-1), checked[parent])
+            checked[follows.label] = joint.new_zeros(size).index_add(0, numbers, joint.reshape(-1))
         flat = torch.cat([*checked.values(), _ONE])
         product = cells
         for factor in factors:
@@ -198,7 +237,7 @@ class Cost:
 
     def __mul__(self, factor: float) -> Cost:
         tables = [CostTable(table.labels, table.values * factor) for table in self.tables]
-        return Cost(self.options, self.constant * factor, tables, self.unit)
+        return Cost(self.options, self.constant * factor, tables, self.unit, self.implied)
 
     def __neg__(self) -> Cost:
         return self * -1.0
@@ -212,7 +251,9 @@ class Cost:
                 f"{list(self.options)} and {list(other.options)}"
             )
         constant = self.constant + other.constant
-        return Cost(self.options, constant, [*self.tables, *other.tables], self.unit)
+        # Each in the order of its own; what both have is one.
+        implied = {follows.label: follows for follows in (*self.implied, *other.implied)}
+        return Cost(self.options, constant, [*self.tables, *other.tables], self.unit, [*implied.values()])
 
     @cached_property
     def _extremes(self) -> tuple[Architecture, Architecture]:
@@ -239,7 +280,9 @@ class Cost:
         axes that a table does not have. A few operations then contract every table at once.
         """
         sizes = [len(self.options[label]) for label in self._used]
-        offset = dict(zip(self._used, np.cumsum([0, *sizes[:-1]]), strict=True)) if sizes else {}
+        sizes += [len(follows.options) for follows in self.implied]
+        labels = [*self._used, *(follows.label for follows in self.implied)]
+        offset = dict(zip(labels, np.cumsum([0, *sizes[:-1]]), strict=True)) if sizes else {}
         tables = [table for table in self.tables if table.values.size <= _SMALL]
         width = max((len(table.labels) for table in tables), default=0)
         places: list[list[npt.NDArray[np.int64]]] = [[] for _ in range(width)]
@@ -252,6 +295,11 @@ class Cost:
                     places[axis].append(np.full(table.values.size, sum(sizes)))
         cells = np.concatenate([np.zeros(0), *(table.values.ravel() for table in tables)])
         return torch.from_numpy(cells), [torch.from_numpy(np.concatenate(axis)) for axis in places]
+
+    @cached_property
+    def _implications(self) -> list[tuple[Tensor, int]]:
+        """What each combination of an implied label's parents leads to, and how many options it has."""
+        return [(torch.from_numpy(f.numbers.reshape(-1)), len(f.options)) for f in self.implied]
 
     @cached_property
     def _large(self) -> list[tuple[tuple[str, ...], Tensor]]:
@@ -301,6 +349,16 @@ _ONE = torch.ones(1, dtype=torch.float64)
 def _hashable(option: Option) -> Option:
     """An option that came back from JSON has lists where it had tuples."""
     return tuple(_hashable(part) for part in option) if isinstance(option, list | tuple) else option
+
+
+def _choices_behind(
+    options: Mapping[str, tuple[Option, ...]], implied: Sequence[Implied]
+) -> dict[str, tuple[str, ...]]:
+    """The choices that decide a label, by label: itself, or those that imply it."""
+    behind: dict[str, tuple[str, ...]] = {label: (label,) for label in options}
+    for follows in implied:
+        behind[follows.label] = tuple(choice for parent in follows.parents for choice in behind[parent])
+    return behind
 
 
 def _check_table(table: CostTable, options: Mapping[str, tuple[Option, ...]]) -> None:

@@ -11,7 +11,9 @@ cosine to 0.001, weight decay 3e-4, gradients clipped at 5, and Adam at 3e-4 for
         --arch-lr 3e-4 --order 2 --accelerator gpu
 
 The defaults are a search of minutes on two cores. --max-macs, in multiply-adds of the network that is
-searched, bounds the answer. Departures: the cosine ends at 0, and what has one dimension has no weight decay.
+searched, bounds the answer; so does --latency-filter, by a device's lookup table of what `retrain.py` trains
+with the same --channels and --cells; a file that is absent is measured on this machine first. Departures: the
+cosine ends at 0, and what has one dimension has no weight decay.
 """
 
 from __future__ import annotations
@@ -27,10 +29,12 @@ from pytorch_lightning.loggers import CSVLogger
 from hwnas import ModelSpace
 from hwnas.classification import Classification
 from hwnas.data import arch_dataloader, describe, load_data
+from hwnas.latency_table import build_latency_table
 from hwnas.run_folder import write_json
 from hwnas.spaces import DARTSCells
 from hwnas.strategies import DARTS
-from profilers import FlopsProfiler
+from lookup_tables import LookupTable, SessionSettings
+from profilers import FlopsProfiler, LatencyProfiler
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", default="fashion-mnist", help="by name, or my_module:my_datamodule")
@@ -38,6 +42,8 @@ parser.add_argument("--data-folder", help="where the data's files lie")
 parser.add_argument("--out", type=Path, default=Path("runs/darts"))
 parser.add_argument("--order", type=int, choices=[1, 2], default=1)
 parser.add_argument("--max-macs", type=float, help="the most multiply-adds of the answer")
+parser.add_argument("--latency-filter", type=Path, metavar="TABLE.json", help="of the device")
+parser.add_argument("--max-latency", type=float, help="in ms by that table; default: amid the extremes")
 parser.add_argument("--channels", type=int, default=8)
 parser.add_argument("--cells", type=int, default=3)
 parser.add_argument("--epochs", type=int, default=6)
@@ -60,8 +66,23 @@ data = load_data(args.data, folder=args.data_folder, batch_size=args.batch_size,
 data.prepare_data()
 data.setup("fit")
 facts = describe(data)
-space = ModelSpace(DARTSCells(facts.num_classes, facts.input_shape[0], args.channels, args.cells))
+sizes = facts.num_classes, facts.input_shape[0], args.channels, args.cells
+space, example = ModelSpace(DARTSCells(*sizes)), torch.zeros(1, *facts.input_shape)
 print(f"{space.size:.3g} networks")
+
+limit = {}
+if args.max_macs is not None:
+    limit[FlopsProfiler(space, example)] = args.max_macs
+if (path := args.latency_filter) is not None:
+    trained = ModelSpace(DARTSCells(*sizes, pooling_norm=False))
+    if not path.exists():
+        settings, count = SessionSettings(), 3 if args.smoke else 32
+        build_latency_table(
+            trained, example, path, name="darts", settings=settings, method="profiled", subnets=count
+        )
+    latency = LatencyProfiler(trained, example, LookupTable.load(path), allow_other_device=True)
+    limit[latency] = sum(latency.cost.bounds()) / 2 if args.max_latency is None else args.max_latency
+    print(f"at most {limit[latency]:.4f} ms")
 
 strategy = DARTS(
     args.arch_lr,
@@ -87,9 +108,6 @@ module = Classification(
 )
 trainer.fit(module, datamodule=data)
 
-limit = {}
-if args.max_macs is not None:
-    limit[FlopsProfiler(space, torch.zeros(1, *facts.input_shape))] = args.max_macs
 architecture = strategy.architecture(max_cost=limit or None)
 genotype = DARTSCells.genotype_of(architecture)
 print(json.dumps(genotype))

@@ -12,9 +12,10 @@ episodes, at a learning rate of 1e-3 or 3.5e-3:
     search.py --space micro --data cifar10 --data-folder data --channels 20 --depth 6 --epochs 150
         --batch-size 160 --updates 30 --episodes 10 --arch-lr 3.5e-3 --accelerator gpu
 
---depth is layers (macro), or cells besides the two that reduce (micro); without it and --channels, the space
-has its small variant's. Departures: one cosine in place of several with restarts, and no auxiliary head in
-the search.
+--latency-filter bounds all that is drawn and returned, by a device's lookup table of the searched form; an
+absent one is measured on this machine first. --depth is layers (macro), or cells besides the two that reduce
+(micro); without it and --channels, the space has its small variant's. Departures: one cosine in place of
+several with restarts, and no auxiliary head in the search.
 """
 
 from __future__ import annotations
@@ -23,19 +24,25 @@ import argparse
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from enas_space import make_space
 from pytorch_lightning.loggers import CSVLogger
 
 from hwnas.classification import Classification
 from hwnas.data import arch_dataloader, describe, load_data
+from hwnas.latency_table import build_latency_table
 from hwnas.run_folder import write_json
 from hwnas.strategies import ENAS
+from lookup_tables import LookupTable, SessionSettings
+from profilers import LatencyProfiler, RangeProfilerFilter
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--space", choices=["macro", "micro"], default="macro")
 parser.add_argument("--data", default="fashion-mnist", help="by name, or my_module:my_datamodule")
 parser.add_argument("--data-folder", help="where the data's files lie")
 parser.add_argument("--out", type=Path, default=Path("runs/enas"))
+parser.add_argument("--latency-filter", type=Path, metavar="TABLE.json", help="of the device")
+parser.add_argument("--max-latency", type=float, help="in ms by that table; default: amid the extremes")
 parser.add_argument("--channels", type=int, help="of all layers, or of the first cells' nodes")
 parser.add_argument("--depth", type=int, help="layers, or cells besides the two that reduce")
 parser.add_argument("--nodes", type=int, help="of a cell")
@@ -61,14 +68,29 @@ pl.seed_everything(args.seed, verbose=False)
 data = load_data(args.data, folder=args.data_folder, batch_size=args.batch_size, seed=args.seed)
 data.prepare_data()
 data.setup("fit")
-space = make_space(args.space, describe(data), args.channels, args.depth, args.nodes)
+facts = describe(data)
+space = make_space(args.space, facts, args.channels, args.depth, args.nodes)
 print(f"{space.size:.3g} networks")
+
+limits = []
+if (path := args.latency_filter) is not None:
+    example, subnets = torch.zeros(1, *facts.input_shape), 3 if args.smoke else 32
+    if not path.exists():
+        name, settings = f"enas-{args.space}", SessionSettings()
+        build_latency_table(
+            space, example, path, name=name, settings=settings, method="profiled", subnets=subnets
+        )
+    latency = LatencyProfiler(space, example, LookupTable.load(path), allow_other_device=True)
+    most = sum(latency.cost.bounds()) / 2 if args.max_latency is None else args.max_latency
+    limits.append(RangeProfilerFilter(latency, max=most))
+    print(limits[0])
 
 strategy = ENAS(
     args.arch_lr,
     args.episodes,
     args.updates,
     arch_dataloader=arch_dataloader(data),
+    filter=limits,
     n_candidates=2 if args.smoke else 10,
     warmup_epochs=args.warmup_epochs,
     seed=args.seed,
@@ -86,7 +108,7 @@ trainer = pl.Trainer(
     log_every_n_steps=1,
 )
 module = Classification(
-    space, describe(data).num_classes, lr=args.lr, schedule="cosine", weight_decay=2e-4, label_smoothing=0.0
+    space, facts.num_classes, lr=args.lr, schedule="cosine", weight_decay=2e-4, label_smoothing=0.0
 )
 trainer.fit(module, datamodule=data)
 

@@ -34,6 +34,7 @@ parser.add_argument("--architecture", type=Path, help="in place of the one that 
 parser.add_argument("--into", type=Path, help="where to write, in place of --out")
 parser.add_argument("--epochs", type=int, default=12)
 parser.add_argument("--batch-size", type=int, default=128)
+parser.add_argument("--batches", type=int, help="of each epoch; default: all")
 parser.add_argument("--lr", type=float, default=0.1)
 parser.add_argument("--accelerator", default="auto")
 parser.add_argument("--devices", default="1")
@@ -57,6 +58,7 @@ architecture = space.validate(read_json(args.architecture or args.out / "archite
 subnet = space.freeze(architecture)  # its weights are new: the supernet's were not kept
 trainer = pl.Trainer(
     max_epochs=args.epochs,
+    limit_train_batches=args.batches,
     accelerator=args.accelerator,
     devices=args.devices,
     logger=CSVLogger(into, name="retrain", version=""),

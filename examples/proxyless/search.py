@@ -7,10 +7,8 @@ Latency comes from a lookup table: --device TABLE.json of any device, as `hwnas 
 import` write it; without one, this machine is measured. --ref-latency is in milliseconds. The losses are of
 the authors' code (mit-han-lab/proxylessnas, search/nas_manager.py), with CE the cross entropy:
 
-    mul#log      alpha * CE * (log E / log ref) ^ beta     E: expected latency, ref: --ref-latency
-    add#linear   CE + lambda * (E - ref) / ref
-
-The logarithms are of microseconds here, so that they are positive for networks under a millisecond.
+    mul#log      alpha * CE * (log E / log ref) ^ beta     E: expected latency, ref: --ref-latency,
+    add#linear   CE + lambda * (E - ref) / ref             in us: logarithms are positive under a ms
 
 The authors' recipe is 120 epochs of ImageNet after 40 of warm-up, batches of 256, SGD at 0.025 with a
 cosine, weight decay 4e-5, label smoothing 0.1, and Adam at 0.001 without momentum for the architecture:
@@ -56,6 +54,7 @@ parser.add_argument("--grad-reg-loss-lambda", type=float, default=0.1)
 parser.add_argument("--epochs", type=int, default=8)
 parser.add_argument("--warmup-epochs", type=int, default=2)
 parser.add_argument("--batch-size", type=int, default=128)
+parser.add_argument("--batches", type=int, help="of each epoch; default: all")
 parser.add_argument("--lr", type=float, default=0.1)
 parser.add_argument("--arch-lr", type=float, default=0.01)
 parser.add_argument("--accelerator", default="auto")
@@ -101,6 +100,7 @@ strategy = Proxyless(
 )
 trainer = pl.Trainer(
     max_epochs=args.epochs,
+    limit_train_batches=args.batches,
     accelerator=args.accelerator,
     devices=args.devices,
     strategy=args.strategy,

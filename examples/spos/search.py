@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -76,6 +77,12 @@ evaluate = SupernetEvaluator(
     data.val_dataloader(),
     {"accuracy": MulticlassAccuracy(facts.num_classes, average="micro")},
 )
+
+
+def told(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())
+
+
 asked = hashlib.sha256(";".join(map(str, limits)).encode()).hexdigest()[:8]  # other limits, another search
 found = search(
     space,
@@ -87,8 +94,11 @@ found = search(
     costs=costs,
     seed=trained["seed"],
     journal=args.out / f"trials-{asked}.jsonl",
-    report=lambda trial: print(trial.number, dict(trial.metrics)),
+    report=lambda trial: print(f"{trial.number:>5} {told(trial.metrics)}"),
 )
-print(f"best: {dict(found.best.metrics)}: {found.best.architecture}")
+print(f"best: {told(found.best.metrics)}: {found.best.architecture}")
 write_json(args.out / "architecture.json", found.best.architecture)
-write_json(args.out / "search.json", {"limits": list(map(str, limits)), **found.best.metrics})
+kept = {"limits": list(map(str, limits)), "latency_table": None, "max_latency_ms": None}
+if args.latency_filter is not None:
+    kept |= {"latency_table": str(args.latency_filter.resolve()), "max_latency_ms": most}
+write_json(args.out / "search.json", {**kept, **found.best.metrics})

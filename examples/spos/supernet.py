@@ -42,6 +42,7 @@ parser.add_argument("--search", choices=["both", "blocks"], default="both")
 parser.add_argument("--max-macs", type=float, help="the most that a trained path may have")
 parser.add_argument("--epochs", type=int, default=15)
 parser.add_argument("--batch-size", type=int, default=128)
+parser.add_argument("--batches", type=int, help="of each epoch; default: all")
 parser.add_argument("--lr", type=float, default=0.1)
 parser.add_argument("--accelerator", default="auto")
 parser.add_argument("--devices", default="1")
@@ -71,6 +72,7 @@ def to_zero(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_sche
 
 trainer = pl.Trainer(
     max_epochs=args.epochs,
+    limit_train_batches=args.batches,
     accelerator=args.accelerator,
     devices=args.devices,
     strategy=args.strategy,

@@ -152,7 +152,10 @@ def _check_sizes(name: str, value: Value) -> None:
 
 
 def greatest(sizes: Sequence[Any]) -> Any:
-    """The largest number, or the largest of each axis where one of the sizes is a tuple."""
+    """The largest number, or the largest of each axis where one of the sizes is a tuple; None is left out."""
+    sizes = [size for size in sizes if size is not None]  # BatchNorm's momentum may be None
+    if not sizes:
+        return None
     if any(isinstance(size, str) for size in sizes):  # padding by name
         return sizes[0]
     axes = next((len(size) for size in sizes if isinstance(size, tuple)), None)

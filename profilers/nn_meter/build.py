@@ -8,7 +8,7 @@ import json
 import os
 import random
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -20,14 +20,13 @@ from lookup_tables import Measurement, SessionSettings, fingerprint, measure
 from lookup_tables.build import Measure
 from lookup_tables.calibrate import calibrate, cross_validated
 from lookup_tables.profiled import PartTimes, Profile, profile
+from lookup_tables.progress import Progress
 from profilers.nn_meter.audit import Graph
 from profilers.nn_meter.fusion import fusion_rules
 from profilers.nn_meter.kernels import networks
 from profilers.nn_meter.package import DetectedKernel, Detector, default_folder
 from profilers.nn_meter.predictor import NnMeterPredictor, save_predictor
 from profilers.nn_meter.regression import KernelPredictor
-
-Progress = Callable[[str, int, int], None]
 
 _SCHEMA = "hwnas nn-Meter being built, version 2"
 _LEAST_US = 0.3  # what a profiler cannot tell from nothing still is a kernel

@@ -8,7 +8,7 @@ import pytest
 
 from hwnas.spaces import DARTSCells
 from hwnas.spaces.drop_path import DropPath
-from tests.examples.running import run_script
+from tests.examples.running import measure_by_size, run_script
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # a search of three steps decides little, and says so
 
@@ -18,11 +18,13 @@ def test_cells_are_searched_and_retrained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str
 ) -> None:
     given = ("--smoke", "--out", str(tmp_path), "--accelerator", "cpu")
-    limit = ("--max-macs", "3e6")
-    searched = run_script(monkeypatch, "darts/search.py", *given, "--order", order, *limit)
+    measure_by_size(monkeypatch)
+    limits = {"1": ("--max-macs", "3e6"), "2": ("--latency-filter", str(tmp_path / "table.json"))}
+    searched = run_script(monkeypatch, "darts/search.py", *given, "--order", order, *limits[order])
     architecture = json.loads((tmp_path / "architecture.json").read_text())
-    (profiler,) = searched["limit"]
-    assert profiler.profile(architecture) <= 3e6
+    ((profiler, most),) = searched["limit"].items()
+    assert profiler.unit == {"1": "MAC", "2": "ms"}[order]
+    assert profiler.profile(architecture) <= most < profiler.cost.bounds()[1]
     genotype = json.loads((tmp_path / "search.json").read_text())["genotype"]
     assert searched["space"].canonical(DARTSCells.architecture_of(genotype)) == searched["space"].canonical(
         architecture

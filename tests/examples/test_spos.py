@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 import torch
 
+from hwnas.certificate import Certificate
 from lookup_tables import LookupTable
 from tests.examples.running import measure_by_size, read_by_size, run_script
 
@@ -46,6 +47,8 @@ def test_a_supernet_is_trained_searched_and_its_answer_evaluated(
 
     evaluated = run_script(monkeypatch, "spos/evaluation.py", smoke, *out, "--accelerator", "cpu")
     report = json.loads((tmp_path / "evaluation.json").read_text())
+    certificate = Certificate.load(tmp_path / "subnet.onnx")
+    assert report["budget_ms"] == certificate.budget_ms == searched["most"]
     assert report["architecture"] == best
     assert report["macs"] == searched["macs"].profile(best)
     assert report["file_accuracy"] == pytest.approx(report["test_accuracy"], abs=0.01)

@@ -203,3 +203,8 @@ def test_progress_reaches_the_total() -> None:
         lambda done, total: told.append((done, total)),
     )
     assert (told[0], told[-1]) == ((0, 2), (2, 2))
+
+
+def test_a_padding_is_exported_in_silence(recwarn: pytest.WarningsRecorder) -> None:
+    to_onnx({"pad": on_meta(nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(2, 2, 1)), (1, 2, 4, 4))})
+    assert not recwarn.list
