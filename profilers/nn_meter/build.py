@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import onnx
@@ -19,7 +19,7 @@ import onnx
 from lookup_tables import Measurement, SessionSettings, fingerprint, measure
 from lookup_tables.build import Measure
 from lookup_tables.calibrate import calibrate, cross_validated
-from lookup_tables.profiled import PartTimes, Profile, profile
+from lookup_tables.profiled import Profile, profile
 from lookup_tables.progress import Progress
 from profilers.nn_meter.audit import Graph
 from profilers.nn_meter.fusion import fusion_rules
@@ -27,6 +27,9 @@ from profilers.nn_meter.kernels import networks
 from profilers.nn_meter.package import DetectedKernel, Detector, default_folder
 from profilers.nn_meter.predictor import NnMeterPredictor, save_predictor
 from profilers.nn_meter.regression import KernelPredictor
+
+if TYPE_CHECKING:
+    from lookup_tables.profiled import PartTimes
 
 _SCHEMA = "hwnas nn-Meter being built, version 2"
 _LEAST_US = 0.3  # what a profiler cannot tell from nothing still is a kernel

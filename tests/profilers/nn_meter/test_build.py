@@ -15,7 +15,6 @@ from onnx import shape_inference
 from torch import nn
 
 from lookup_tables import Measurement, SessionSettings, measure, to_onnx
-from lookup_tables.profiled import PartTimes
 from profilers.nn_meter.build import BuildSettings, build_predictor
 from profilers.nn_meter.fusion import fusion_rules
 from profilers.nn_meter.package import registered
@@ -62,8 +61,8 @@ class Profiler:
         *,
         seed: int = 0,
         progress: Callable[[int, int], None] | None = None,
-        on_result: Callable[[str, PartTimes], None] | None = None,
-    ) -> dict[str, PartTimes]:
+        on_result: Callable[[str, dict[int, tuple[float, ...]]], None] | None = None,
+    ) -> dict[str, dict[int, tuple[float, ...]]]:
         assert on_result is not None
         for name, model in networks.items():
             if len(self.timed) == self.most:
