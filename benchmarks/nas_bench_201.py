@@ -7,6 +7,7 @@ how it falls trial by trial.
 
     python benchmarks/nas_bench_201.py [--data ../shared/data/nas_bench_201_latency.parquet]
         [--accuracy cifar10] [--trials 200] [--seeds 20] [--processes 2] [--plot regret.png]
+        [--devices fpga pixel2] [--quantiles 0.25] [--methods "random search" NSGA-II]
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ METHODS: Mapping[str, Method] = {
     "evolution, crossover 0.5": RegularizedEvolution(population_size=20, sample_size=10, crossover=0.5),
     "policy": PolicySearch(),
     "NSGA-II": NSGA2(population_size=20),
+    "NSGA-II, population 10": NSGA2(population_size=10),
     "TPE": TPE(),
 }
 
@@ -70,8 +72,8 @@ def regrets(device: str, quantile: float) -> tuple[str, dict[str, Floats]]:
         return {"accuracy": float(accuracy[at])}
 
     found = {}
-    for name, method in METHODS.items():
-        curves = []
+    for name in arguments.methods:
+        method, curves = METHODS[name], []
         for seed in range(arguments.seeds):
             result = search(
                 space,
@@ -89,14 +91,17 @@ def regrets(device: str, quantile: float) -> tuple[str, dict[str, Floats]]:
 
 
 def draw(curves: Mapping[float, Mapping[str, Floats]], path: Path) -> None:
-    """Three panels, one a limit: the mean regret over devices and seeds after each trial."""
+    """One panel a limit: the mean regret over devices and seeds after each trial."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(QUANTILES), figsize=(12, 4), sharey=True, layout="constrained")
-    for panel, quantile in zip(panels, QUANTILES, strict=True):
+    figure, grid = pyplot.subplots(
+        1, len(curves), figsize=(4 * len(curves), 4), sharey=True, layout="constrained", squeeze=False
+    )
+    panels = grid[0]
+    for panel, quantile in zip(panels, curves, strict=True):
         for name, found in curves[quantile].items():
             trials = np.arange(1, found.shape[1] + 1)
             mean, error = found.mean(axis=0), found.std(axis=0, ddof=1) / np.sqrt(len(found))
@@ -107,7 +112,8 @@ def draw(curves: Mapping[float, Mapping[str, Floats]], path: Path) -> None:
     panels[0].set_ylabel("mean regret, % of validation accuracy")
     panels[-1].legend()
     figure.suptitle(
-        f"NAS-Bench-201, {arguments.accuracy}: mean over {len(DEVICES)} devices and {arguments.seeds} seeds"
+        f"NAS-Bench-201, {arguments.accuracy}: mean over {len(arguments.devices)} devices and "
+        f"{arguments.seeds} seeds"
     )
     figure.savefig(path, dpi=110)
 
@@ -119,6 +125,9 @@ parser.add_argument("--trials", type=int, default=200)
 parser.add_argument("--seeds", type=int, default=20)
 parser.add_argument("--processes", type=int, default=1)
 parser.add_argument("--plot", type=Path)
+parser.add_argument("--devices", nargs="+", choices=DEVICES, default=DEVICES)
+parser.add_argument("--quantiles", nargs="+", type=float, default=QUANTILES)
+parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])
 arguments = parser.parse_args()
 torch.set_num_threads(1)
 
@@ -129,10 +138,10 @@ accuracy = per_cell(rows, rows["cellstr"], f"epoch12_{arguments.accuracy}_val")
 
 print(f"{fingerprint().cpu}, Python {platform.python_version()}, optuna {version('optuna')}")
 print(f"{arguments.accuracy}, {arguments.trials} trials, {arguments.seeds} seeds\n")
-print("| device | limit | cells | " + " | ".join(METHODS) + " |")
-print("|---|---|---|" + "---|" * len(METHODS))
-together: dict[float, dict[str, Floats]] = {quantile: {} for quantile in QUANTILES}
-cases = [(device, quantile) for device in DEVICES for quantile in QUANTILES]
+print("| device | limit | cells | " + " | ".join(arguments.methods) + " |")
+print("|---|---|---|" + "---|" * len(arguments.methods))
+together: dict[float, dict[str, Floats]] = {quantile: {} for quantile in arguments.quantiles}
+cases = [(device, quantile) for device in arguments.devices for quantile in arguments.quantiles]
 with ProcessPoolExecutor(arguments.processes, mp_context=multiprocessing.get_context("fork")) as pool:
     for (_, quantile), future in [(case, pool.submit(regrets, *case)) for case in cases]:
         limit, curves = future.result()
@@ -145,7 +154,7 @@ with ProcessPoolExecutor(arguments.processes, mp_context=multiprocessing.get_con
         print(f"{limit} {' | '.join(texts)} |", flush=True)
 for quantile, of in together.items():
     print(f"| all | {quantile:.0%} | | {' | '.join(f'{found[:, -1].mean():.3f}' for found in of.values())} |")
-means = [np.mean([of[name][:, -1].mean() for of in together.values()]) for name in METHODS]
+means = [np.mean([of[name][:, -1].mean() for of in together.values()]) for name in arguments.methods]
 print(f"| all | all | | {' | '.join(f'{mean:.3f}' for mean in means)} |")
 if arguments.plot is not None:
     draw(together, arguments.plot)

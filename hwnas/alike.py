@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hwnas.fold import Fold
 from hwnas.values import ValueChoice
 
 
@@ -46,7 +47,8 @@ class _Describer(pickle.Pickler):
         self._numbers: dict[int, int] = {}
 
     def persistent_id(self, thing: Any) -> Any:
-        if isinstance(thing, ValueChoice):
+        # Final, both; isinstance asks ABCMeta, for each of thousands of things.
+        if type(thing) is ValueChoice or (type(thing) is Fold and thing.label in self._labels):
             return "choice", self._labels.index(thing.name()), thing.options
         if isinstance(thing, Tensor):
             number = self._numbers.setdefault(id(thing), len(self._numbers))  # tied weights have one

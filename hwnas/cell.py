@@ -6,12 +6,14 @@ import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any, Literal, cast, final
 
 import torch
 from torch import Tensor, nn
 
 from hwnas.choices import BranchCall, Branching, Condition, LayerChoice, reduce_inputs, run_child
+from hwnas.fold import Fold
 from hwnas.freezing import Freezer
 from hwnas.gate import mixture
 from hwnas.values import (
@@ -75,15 +77,20 @@ class Cell(nn.Module):
         num_ops_per_node: how many states each node takes.
         num_predecessors: how many inputs the cell has.
         merge_op: ``"all"`` concatenates all nodes; ``"loose_end"`` those that no node takes (arXiv
-            1905.13214). The width then depends on the edges, see `n_outputs`; such a cell cannot be mixed,
-            and a profiler tries every combination of its edges (with two predecessors and two operations a
-            node, 180 for four nodes and 2,700 for five).
+            1905.13214). The width then depends on the edges, see `n_outputs`, and such a cell stands before
+            an operation of `hwnas.nn` that takes it. Under mixing weights each place of the concatenation is
+            the mixture of the nodes that may stand there; not with ``edges="strongest"``.
+            Costs are exact for any number of nodes where its width meets none of its own choices: bring the
+            inputs of a cell behind it, if that has equal labels, to a fixed width first (as DARTS does).
         preprocessor: what happens to the list of inputs first; a module or function that returns a list.
         postprocessor: ``(output, inputs of the cell)`` to what the cell returns.
         concat_dim: along which dimension nodes are concatenated.
         label: cells with equal labels are one decision. Without one, the choices are named after their
             place.
         edges: ``"learned"`` or ``"strongest"``.
+
+    Attributes:
+        n_outputs: how many nodes are concatenated: a value that follows the edges under ``"loose_end"``.
 
     Raises:
         ValueError: counts below 1, no candidates, or an unknown option.
@@ -128,22 +135,17 @@ class Cell(nn.Module):
             {str(n): Node(n, op_candidates, num_ops_per_node, label, edges) for n in nodes}
         )
         inputs = [cast("Node", node).inputs for node in self.nodes.values()]
-        # A node can only be taken by those after it.
-        later = [tuple(inputs[position + 1 :]) for position in range(num_nodes)]
-        is_used: list[bool | Value] = [False] * num_nodes
-        n_outputs: int | Value = num_nodes
+        self.loose: tuple[int, ...] | Value = tuple(range(num_nodes))  # positions among the nodes
+        self.n_outputs: int | Value = num_nodes
+        self.concat_dim = concat_dim
         if merge_op == "loose_end":
-            is_used = [
-                Expression("in", partial(_is_taken, n), after) for n, after in zip(nodes, later, strict=True)
-            ]
-            n_outputs = Expression("loose ends of", partial(_count_loose, tuple(nodes)), tuple(inputs))
-        self.merge = Merge(is_used, n_outputs, concat_dim)
+            # From the last node back: what takes a node is known when its turn comes.
+            back = [*zip(inputs, nodes, strict=True)][::-1]
+            passed = [(value, partial(_passed, num_predecessors, n)) for value, n in back]
+            self.loose = Fold("which are loose", (frozenset(), ()), passed, itemgetter(1))
+            counted = [(value, partial(_counted, num_predecessors, n)) for value, n in back]
+            self.n_outputs = Fold("loose ends", (frozenset(), 0), counted, itemgetter(1))
         self.postprocessor = postprocessor
-
-    @property
-    def n_outputs(self) -> int | Value:
-        """How many nodes are concatenated: a value that follows the edges under ``"loose_end"``."""
-        return self.merge.n_outputs
 
     def forward(self, *inputs: Any) -> Any:
         states = list(inputs[0] if len(inputs) == 1 and isinstance(inputs[0], list | tuple) else inputs)
@@ -157,8 +159,39 @@ class Cell(nn.Module):
             states = list(self.preprocessor(states))
         for node in self.nodes.values():
             states.append(node(states))
-        output = self.merge(states[len(predecessors) :])
+        output = torch.cat(self._concatenated(states[len(predecessors) :]), self.concat_dim)
         return output if self.postprocessor is None else self.postprocessor(output, predecessors)
+
+    def _concatenated(self, nodes: Sequence[Tensor]) -> list[Tensor]:
+        """The nodes that are loose; under mixing weights, the expectation of what is in each place."""
+        if not isinstance(self.loose, Value):
+            return [nodes[position] for position in self.loose]
+        found = combinations({"loose": self.loose})
+        if not found[0].is_mixed:
+            return [nodes[position] for position in found[0].values["loose"]]
+        weights = weights_of(found)
+        places = max(len(combination.values["loose"]) for combination in found)
+        stands = torch.zeros(len(found), places, len(nodes), dtype=weights.dtype, device=weights.device)
+        for outcome, combination in enumerate(found):
+            for place, node in enumerate(combination.values["loose"]):
+                stands[outcome, place, node] = 1.0
+        shares = torch.tensordot(weights, stands, dims=1)
+        present = shares.sum(dim=1, keepdim=True)
+        # Who takes the output masks what is absent (`hwnas.nn.mixed`). A place that is absent for sure holds
+        # what could be there, for the gradient that says what it would be worth.
+        could = stands.sum(dim=0) / stands.sum(dim=(0, 2))[:, None]
+        rows = torch.where(present > 0, shares / torch.where(present > 0, present, 1.0), could)
+        return [mixture(row, list(nodes), "nodes of a Cell") for row in rows]
+
+    def check_can_mix(self) -> None:
+        """Raises ``ValueError`` where the width depends on edges that have no probabilities."""
+        depends = isinstance(self.n_outputs, Value) and self.n_outputs.leaves()
+        if depends and any(cast("Node", node).edges == "strongest" for node in self.nodes.values()):
+            raise ValueError(
+                "merge_op='loose_end' concatenates other nodes for other edges, and with edges='strongest' "
+                "these are not known while all run; use edges='learned' or merge_op='all', or search with a "
+                "strategy that runs one path (RandomOneShot, ENAS)"
+            )
 
 
 @final
@@ -268,28 +301,6 @@ class ChosenEdges(nn.Module):
         return reduce_inputs([self.get_submodule(str(s))(states[s]) for s in self.sources], "sum")
 
 
-@final
-class Merge(nn.Module):
-    """The concatenation of a cell's nodes, without those that are used inside it."""
-
-    def __init__(self, is_used: Sequence[bool | Value], n_outputs: int | Value, dim: int) -> None:
-        super().__init__()
-        self.is_used = list(is_used)
-        self.n_outputs = n_outputs
-        self.dim = dim
-
-    def forward(self, nodes: Sequence[Tensor]) -> Tensor:
-        return torch.cat([node for node, used in zip(nodes, self.is_used, strict=True) if not used], self.dim)
-
-    def check_can_mix(self) -> None:
-        """Raises ``ValueError`` where the width depends on the edges."""
-        if any(isinstance(used, Value) and used.leaves() for used in self.is_used):
-            raise ValueError(
-                "merge_op='loose_end' concatenates other nodes for other edges, which have no weighted sum; "
-                "use merge_op='all', or search with a strategy that runs one path (RandomOneShot, ENAS)"
-            )
-
-
 def _candidates(
     given: Sequence[nn.Module | OpFactory] | Mapping[str, nn.Module | OpFactory], node: int, source: int
 ) -> list[nn.Module] | dict[str, nn.Module]:
@@ -310,9 +321,18 @@ def _takes(inputs: Value, source: int, architecture: Mapping[str, Option]) -> bo
     return source in inputs.of(architecture)
 
 
-def _is_taken(node: int, *inputs: tuple[int, ...]) -> bool:
-    return any(node in subset for subset in inputs)
+def _passed(
+    first: int, node: int, state: tuple[frozenset[int], tuple[int, ...]], inputs: tuple[int, ...]
+) -> tuple[frozenset[int], tuple[int, ...]]:
+    """From a node on: which nodes before it are taken, and the positions of those that are loose."""
+    taken, loose = state
+    sources = frozenset(source for source in inputs if source >= first)
+    return taken - {node} | sources, loose if node in taken else (node - first, *loose)
 
 
-def _count_loose(nodes: tuple[int, ...], *inputs: tuple[int, ...]) -> int:
-    return sum(not _is_taken(node, *inputs) for node in nodes)
+def _counted(
+    first: int, node: int, state: tuple[frozenset[int], int], inputs: tuple[int, ...]
+) -> tuple[frozenset[int], int]:
+    """As `_passed`, with how many are loose."""
+    taken, _ = _passed(first, node, (state[0], ()), inputs)
+    return taken, state[1] + (node not in state[0])

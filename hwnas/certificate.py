@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,17 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from hwnas.export import parity, read_metadata, write_metadata
+from hwnas.export import load_session, parity, read_metadata, write_metadata
 from hwnas.run_folder import read_json, write_json
-from lookup_tables import DeviceFingerprint, LatencyReading, SessionSettings, fingerprint, measure_latency
+from lookup_tables import (
+    DeviceFingerprint,
+    LatencyReading,
+    LookupTable,
+    SessionSettings,
+    fingerprint,
+    measure_latency,
+)
+from lookup_tables.quantise import quantised_nodes
 from profilers import LatencyProfiler, count_macs, count_parameters
 from profilers.space import Architecture
 
@@ -43,8 +52,9 @@ class Certificate:
         measured_p10_ms, measured_p90_ms: its spread.
         noise_floor_percent: median absolute difference of two interleaved measurements of the file.
         clock: ``thread_cpu`` or ``wall``.
-        test_accuracy: share of right answers on the test set, of the ONNX file itself.
-        parity_max_abs_diff: largest difference between torch's outputs and the file's.
+        test_accuracy: share of right answers on the test set, of the file itself, by the session's runtime.
+        parity_max_abs_diff: largest difference between torch's outputs and the file's; of a file in INT8
+            what the quantisation changes.
         macs, params: multiply-adds and parameters, in the published convention.
         architecture: the options, by label.
         space, data, strategy, seed: how it was found; the strategy is ``given`` where an architecture was.
@@ -132,6 +142,46 @@ def judge(reading: LatencyReading, budget_ms: float) -> tuple[bool, str]:
     )
 
 
+def deployed_session(
+    table: LookupTable | None,
+    threads: int | None = None,
+    optimisation: str | None = None,
+    runtime: str | None = None,
+    int8: bool = False,
+) -> SessionSettings:
+    """How a file will be run: as its latency table was measured, else as is asked, else as usual.
+
+    Raises:
+        ValueError: an unknown setting, or one that the table was not measured with.
+    """
+    asked: dict[str, Any] = {  # checked by the class
+        "threads": threads,
+        "optimisation": optimisation,
+        "runtime": runtime,
+        "precision": "int8" if int8 else None,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    if table is None:
+        return SessionSettings(**given)
+    if different := [n for n, value in given.items() if getattr(table.settings, n) != value]:
+        raise ValueError(
+            f"the latency table was measured with {table.settings}; what is asked differs in "
+            f"{', '.join(different)}: leave that to the table, or give one that was measured so"
+        )
+    return table.settings
+
+
+def judged(reading: LatencyReading, budget_ms: float, table: LookupTable | None) -> tuple[bool, str]:
+    """As `judge`; a budget by the table of another device is not passed on this one."""
+    others = table.device.differences(fingerprint(table.settings.runtime)) if table is not None else []
+    if others:
+        return False, (
+            f"the budget is for another device ({'; '.join(others)}): measure there, with "
+            "`hwnas verify subnet.onnx`"
+        )
+    return judge(reading, budget_ms)
+
+
 def patient_reading(
     path: Path, settings: SessionSettings, say: Callable[[str], None] = lambda line: None
 ) -> LatencyReading:
@@ -168,7 +218,8 @@ def certify(
     The certificate goes into the file's metadata and beside it, as ``certificate.json``.
 
     Args:
-        path: what `hwnas.export.export_onnx` wrote.
+        path: what `hwnas.export.export_onnx` wrote, or `hwnas.mobile.quantise_file` where the table is of
+            INT8.
         subnet: what was exported; the file is compared with it.
         latency: by the table that the budget is of.
         architecture: of the subnet.
@@ -180,25 +231,21 @@ def certify(
         say: told when a measurement is not valid and is repeated.
 
     Raises:
-        ValueError: the file is absent or damaged, or its outputs differ by more than 0.001 from the subnet's.
+        ValueError: the file is absent or damaged, or is in another precision than the table; or its outputs
+            differ by more than 0.001 from the subnet's (in INT8: are no numbers).
     """
     batches = list(inputs)
-    difference = parity(subnet, path, batches)
-    if not difference <= _LARGEST_DIFFERENCE:
+    settings = latency.table.settings
+    check_precision(path, settings)
+    difference = parity(subnet, path, batches, settings.runtime)
+    largest = _LARGEST_DIFFERENCE if settings.precision == "fp32" else math.inf
+    if not (difference <= largest and math.isfinite(difference)):
         raise ValueError(
             f"the exported file and torch differ by {difference:.2g} on real inputs, more than "
-            f"{_LARGEST_DIFFERENCE:g}: '{path}' is not to be used"
+            f"{largest:g}: '{path}' is not to be used"
         )
-    settings = latency.table.settings
     reading = patient_reading(path, settings, say)
-    passed, reason = judge(reading, budget_ms)
-    here = fingerprint(settings.runtime)
-    if others := latency.table.device.differences(here):
-        passed = False
-        reason = (
-            f"the budget is for another device ({'; '.join(others)}): measure there, with "
-            "`hwnas verify subnet.onnx`"
-        )
+    passed, reason = judged(reading, budget_ms, latency.table)
     certificate = Certificate(
         passed=passed,
         valid=reading.valid,
@@ -220,13 +267,25 @@ def certify(
         data=data,
         strategy=strategy,
         seed=seed,
-        device=here.to_json(),
+        device=fingerprint(settings.runtime).to_json(),
         runtime=runtime_facts(settings),
         date=now(),
     )
     write_metadata(path, facts or {})
     certificate.save(path, path.with_name("certificate.json"))
     return certificate
+
+
+def check_precision(path: Path, settings: SessionSettings) -> None:
+    """Raises ``ValueError`` where a file computes in another precision than the settings say."""
+    load_session(path)  # tells of a file that is none
+    found = "int8" if quantised_nodes(path.read_bytes()) else "fp32"
+    if found != settings.precision:
+        raise ValueError(
+            f"'{path}' computes in {found}, and the latency table is of {settings.precision}: it says "
+            "nothing about this file. Quantise it (hwnas.mobile.quantise_file), or take a table of its "
+            "precision"
+        )
 
 
 def runtime_facts(settings: SessionSettings) -> dict[str, Any]:

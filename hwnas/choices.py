@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, cast, final, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from hwnas.fold import Fold
 from hwnas.freezing import Freezer, Freezes
 from hwnas.gate import Gate, mixture
 from hwnas.values import (
@@ -42,10 +43,21 @@ class Choice(Protocol):
 
 @dataclass(frozen=True)
 class Condition:
-    """When a part of the network runs: where ``holds`` is true of the options at ``labels``."""
+    """When a part of the network runs: where ``holds`` is true of the options at ``labels``.
+
+    Attributes:
+        labels: of choices.
+        holds: of an architecture; where there is a fold, also of its option alone.
+        fold: what alone decides, where that takes few values and the choices have many combinations.
+    """
 
     labels: tuple[str, ...]
     holds: Callable[[Mapping[str, Option]], bool]
+    fold: Fold | None = None
+
+    def deciding(self) -> tuple[str, ...]:
+        """The labels of the choices, or that of the fold."""
+        return self.labels if self.fold is None else (self.fold.name(),)
 
 
 class BranchCall(Protocol):

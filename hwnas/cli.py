@@ -80,6 +80,11 @@ DataName = Annotated[
 ]
 Threads = Annotated[int, typer.Option(min=1, help="of the session")]
 Level = Annotated[Optimisation, typer.Option(help="ONNX Runtime's graph optimisation")]
+AskedThreads = Annotated[int | None, typer.Option(min=1, help="of the session; default: the table's, or 1")]
+AskedLevel = Annotated[
+    Optimisation | None,
+    typer.Option(help="ONNX Runtime's graph optimisation; default: the table's, or all"),
+]
 RuntimeOption = Annotated[Runtime, typer.Option(help="what runs the files")]
 PrecisionOption = Annotated[
     Precision, typer.Option(help="int8: every site and network is quantised before it is measured")
@@ -114,8 +119,14 @@ def search(
     lr: Annotated[float, typer.Option(help="peak learning rate of the search")] = 0.1,
     train_lr: Annotated[float, typer.Option(help="peak learning rate of the training")] = 0.1,
     arc_learning_rate: Annotated[float, typer.Option(help="of the architecture parameters")] = 0.01,
-    threads: Threads = 1,
-    optimisation: Level = Optimisation.all,
+    threads: AskedThreads = None,
+    optimisation: AskedLevel = None,
+    runtime: Annotated[
+        Runtime | None, typer.Option(help="what runs the file; default: the table's, or onnxruntime")
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="measure and export in INT8; default: as the table, or fp32")
+    ] = False,
     allow_other_device: Annotated[bool, typer.Option(help="take a table of another machine")] = False,
     accelerator: Annotated[str, typer.Option(help="Lightning's: cpu, gpu, auto")] = "auto",
     devices: Annotated[str, typer.Option(help="Lightning's: how many, or auto")] = "1",
@@ -149,7 +160,9 @@ def search(
             train_lr=train_lr,
             arc_learning_rate=arc_learning_rate,
             threads=threads,
-            optimisation=optimisation.value,
+            optimisation=None if optimisation is None else optimisation.value,
+            runtime=None if runtime is None else runtime.value,
+            int8=int8,
             accelerator=accelerator,
             devices=devices,
             precision=precision,
@@ -178,7 +191,9 @@ def table_build(
     precision: PrecisionOption = Precision.fp32,
     method: Annotated[
         TableMethod | None,
-        typer.Option(help="of measuring sites; default: isolated, or as the table has it"),
+        typer.Option(
+            help="of measuring sites; default: as the table has it, else profiled, where that can be"
+        ),
     ] = None,
     seed: Seed = 0,
     remote: Annotated[
@@ -320,8 +335,12 @@ def export(
     max_latency_ms: Annotated[
         float | None, typer.Option(help="a budget: the file is measured and gets a certificate")
     ] = None,
-    threads: Threads = 1,
-    optimisation: Level = Optimisation.all,
+    device: Annotated[
+        Path | None, typer.Option("--device", help="a latency table: what it predicts is in the certificate")
+    ] = None,
+    allow_other_device: Annotated[bool, typer.Option(help="take a table of another machine")] = False,
+    threads: AskedThreads = None,
+    optimisation: AskedLevel = None,
 ) -> None:
     """Write the file of an architecture with the weights of a checkpoint, and check that very file."""
     console = Console()
@@ -343,8 +362,10 @@ def export(
             ort=ort,
             engines=ENGINES if engine == ["all"] else engine or (),
             max_latency_ms=max_latency_ms,
+            device_table=device,
+            allow_other_device=allow_other_device,
             threads=threads,
-            optimisation=optimisation.value,
+            optimisation=None if optimisation is None else optimisation.value,
         )
         if exported.mobile_usability is not None:
             console.print(exported.mobile_usability, markup=False, highlight=False)
@@ -414,19 +435,36 @@ def spaces_check() -> None:
 @contextmanager
 def told_errors(console: Console) -> Iterator[None]:
     """Tells what went wrong in a line; with ``HWNAS_TRACEBACK=1`` the whole traceback is shown."""
-    from hwnas.search import SearchFailedError
-    from hwnas.strategies import NonFiniteLossError
-
     try:
         yield
     except KeyboardInterrupt:
         console.print("[yellow]stopped; the same command goes on from here")
         raise typer.Exit(130) from None
-    except (ValueError, TypeError, FileNotFoundError, SearchFailedError, NonFiniteLossError) as error:
+    except (typer.Exit, typer.BadParameter):
+        raise
+    except Exception as error:  # also those of the user's own space or data
         if os.environ.get("HWNAS_TRACEBACK"):
             raise
-        console.print("[red]error:[/]", escape(str(error)), highlight=False, soft_wrap=True)
+        console.print("[red]error:[/]", escape(told(error)), highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
+
+
+def told(error: Exception) -> str:
+    """What an error says, in a line; with its kind where it was not written for the command line."""
+    from hwnas.search import SearchFailedError
+    from hwnas.strategies import NonFiniteLossError
+
+    if isinstance(error, OSError) and error.filename is not None:
+        return (
+            f"'{error.filename}' cannot be read or written: {error.strerror}. "
+            "Name another path, or give access to this one"
+        )
+    text = " ".join(str(error).split())
+    if text and isinstance(
+        error, ValueError | TypeError | FileNotFoundError | SearchFailedError | NonFiniteLossError
+    ):
+        return text
+    return f"{type(error).__name__}: {text or 'no more is known'} (HWNAS_TRACEBACK=1 shows where)"
 
 
 def percent(text: str) -> float:
@@ -452,7 +490,7 @@ def read_architecture(path: Path, space: ModelSpace) -> dict[str, Any]:
 
 
 def print_certificate(console: Console, certificate: Certificate) -> None:
-    predicted = "-"
+    predicted = "nothing: no latency table was given, or none is of this file's format or precisions"
     if certificate.predicted_ms is not None and certificate.predicted_interval_ms is not None:
         low, high = certificate.predicted_interval_ms
         predicted = f"{certificate.predicted_ms:.4f} ms  ({low:.4f} to {high:.4f})"

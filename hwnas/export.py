@@ -8,7 +8,8 @@ import itertools
 import json
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hwnas.engines.openvino import opened
+from lookup_tables.session import Runtime
 from lookup_tables.whole_file import write_whole
 
 METADATA_PREFIX = "hwnas."
@@ -88,32 +91,43 @@ def export_onnx(
     return path
 
 
-def parity(subnet: nn.Module, path: str | Path, inputs: Iterable[Tensor]) -> float:
-    """The largest absolute difference between torch and ONNX Runtime over the outputs for ``inputs``."""
-    session = load_session(path)
+def parity(
+    subnet: nn.Module, path: str | Path, inputs: Iterable[Tensor], runtime: Runtime = "onnxruntime"
+) -> float:
+    """The largest absolute difference between torch and a file's outputs for ``inputs``."""
+    outputs = _outputs(path, runtime)
     device = next((parameter.device for parameter in subnet.parameters()), torch.device("cpu"))
     was_training = subnet.training
     try:
         subnet.eval()
         with torch.no_grad():
             return max(
-                float(np.abs(subnet(batch.to(device)).cpu().numpy() - run(session, batch)).max())
+                float(np.abs(subnet(batch.to(device)).cpu().numpy() - outputs(batch)).max())
                 for batch in inputs
             )
     finally:
         subnet.train(was_training)
 
 
-def accuracy(path: str | Path, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """The share of right answers of a classifier's file, under ONNX Runtime, in 0..1."""
-    session = load_session(path)
+def accuracy(
+    path: str | Path, batches: Iterable[tuple[Tensor, Tensor]], runtime: Runtime = "onnxruntime"
+) -> float:
+    """The share of right answers of a classifier's file, in 0..1."""
+    outputs = _outputs(path, runtime)
     right = total = 0
     for images, targets in batches:
-        right += int((run(session, images).argmax(axis=1) == targets.numpy()).sum())
+        right += int((outputs(images).argmax(axis=1) == targets.numpy()).sum())
         total += len(targets)
     if not total:
         raise ValueError("accuracy needs at least one batch; got none")
     return right / total
+
+
+def _outputs(path: str | Path, runtime: Runtime) -> Callable[[Tensor], NDArray[Any]]:
+    """What a runtime computes of a file, for a batch of any size."""
+    if runtime == "openvino":
+        return opened(Path(path))
+    return partial(run, load_session(path))
 
 
 def run(session: onnxruntime.InferenceSession, inputs: Tensor) -> NDArray[Any]:

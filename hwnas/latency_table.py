@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from hwnas.freezing import Freezer
-from hwnas.progress import Report
 from hwnas.space import ModelSpace
 from hwnas.survey import on_meta
 from hwnas.wiring import wired
@@ -22,6 +21,7 @@ from lookup_tables import (
     Method,
     Networks,
     OtherDevice,
+    Progress,
     SessionSettings,
     SubnetSource,
     Validation,
@@ -55,7 +55,7 @@ def build_latency_table(
     method: Method | None = None,
     subnets: int = CALIBRATION_SUBNETS,
     seed: int = 0,
-    progress: Report | None = None,
+    progress: Progress | None = None,
     device: OtherDevice | None = None,
 ) -> LookupTable:
     """Measures every distinct site of a space on a device, and calibrates their sum on whole subnets.
@@ -70,7 +70,7 @@ def build_latency_table(
         name: of the space, for the table's readers.
         settings: of the sessions, as they will be deployed.
         method: of measuring sites (`lookup_tables.build_table`). None: that of the finished table if there is
-            one, otherwise ``isolated``. Another device measures ``isolated`` or ``slope``.
+            one, otherwise ``profiled`` where the runtime and the device can do that, else ``isolated``.
         subnets: how many whole networks calibrate and check the table.
         seed: of their choice.
         progress: told about every step.
@@ -80,6 +80,12 @@ def build_latency_table(
     entries = site_sources(space, sites)
     chosen = spread_architectures(space, example_input, subnets, seed)
     nets = [subnet_source(space, sites, architecture, example_input) for architecture in chosen]
+    finished = LookupTable.load(path) if path.exists() else None
+    if method is None:
+        method = finished.protocol["method"] if finished else _usual(settings, device)
+    networks = Networks((), {})
+    if method == "profiled" and not (finished and entries.keys() <= finished.entries.keys()):
+        networks = networks_to_profile(space, sites, entries, example_input, seed, chosen, progress)
     if device is not None:
         return build_table_on(
             device,
@@ -88,17 +94,11 @@ def build_latency_table(
             path=path,
             space=name,
             settings=settings,
-            method=method or "isolated",
+            method=method,
+            networks=networks,
             seed=seed,
             progress=progress,
         )
-    finished = LookupTable.load(path) if path.exists() else None
-    if method is None:
-        method = finished.protocol["method"] if finished else "isolated"
-    networks = Networks((), {})
-    if method == "profiled" and not (finished and entries.keys() <= finished.entries.keys()):
-        apart = chosen if space.size >= _AMPLE * len(chosen) else []
-        networks = networks_to_profile(space, sites, entries, example_input, seed, apart, progress)
     return build_table(
         entries,
         nets,
@@ -118,8 +118,8 @@ def networks_to_profile(
     entries: Mapping[str, EntrySource],
     example_input: Tensor,
     seed: int,
-    apart: Collection[Architecture] = (),
-    progress: Report | None = None,
+    calibrated_on: Collection[Architecture] = (),
+    progress: Progress | None = None,
 ) -> Networks:
     """Random networks, and then such that hold what is rare, until every entry is in three of them.
 
@@ -131,7 +131,7 @@ def networks_to_profile(
         entries: every part that costs something, by key.
         example_input: what a deployed network gets.
         seed: of the choice.
-        apart: canonical architectures whose networks are not taken.
+        calibrated_on: canonical architectures whose networks are not taken where the space has enough others.
         progress: told how many entries are in enough of them.
     """
     network = on_meta(space.network)
@@ -139,6 +139,7 @@ def networks_to_profile(
     source = random.Random(seed)
     parts = dict(entries)
     # Architectures with skips in different places can be one network.
+    apart = calibrated_on if space.size >= _AMPLE * len(calibrated_on) else ()
     excluded = {wired(network, architecture, example_input, parts) for architecture in apart}
     found: dict[Wiring, None] = {}
     seen: Counter[str] = Counter()
@@ -163,7 +164,7 @@ def networks_to_profile(
         lacking.sort(key=lambda key: (seen[key], tries[key]))
         fixed: Architecture = {}
         for key in lacking:
-            options = source.choice(where[key])
+            options = space.without_implied(source.choice(where[key]))
             if all(fixed.get(label, option) == option for label, option in options.items()):
                 fixed.update(options)
                 tries[key] += 1
@@ -180,28 +181,41 @@ def bundle_latency_table(
     *,
     name: str,
     settings: SessionSettings,
+    method: Method | None = None,
     subnets: int = CALIBRATION_SUBNETS,
     seed: int = 0,
-    progress: Report | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Writes what `build_latency_table` would measure, to be measured on another device.
 
     Args:
         folder: of the bundle; one that was cut off is completed, a finished one is left as it is.
-        space, example_input, name, settings, subnets, seed, progress: as for `build_latency_table`.
+        space, example_input, name, settings, method, subnets, seed, progress: as for `build_latency_table`.
     """
-    entries, nets = table_sources(space, example_input, subnets, seed)
-    write_bundle(entries, nets, folder, space=name, settings=settings, seed=seed, progress=progress)
-
-
-def table_sources(
-    space: ModelSpace, example_input: Tensor, subnets: int, seed: int
-) -> tuple[dict[str, EntrySource], list[SubnetSource]]:
-    """What a table of a space measures: every distinct part by its key, and whole networks."""
     sites = space.sites(example_input)
+    entries = site_sources(space, sites)
     chosen = spread_architectures(space, example_input, subnets, seed)
     nets = [subnet_source(space, sites, architecture, example_input) for architecture in chosen]
-    return site_sources(space, sites), nets
+    method, networks = method or _usual(settings, None), None
+    if method == "profiled":
+        networks = networks_to_profile(space, sites, entries, example_input, seed, chosen, progress)
+    write_bundle(
+        entries,
+        nets,
+        folder,
+        space=name,
+        settings=settings,
+        method=method,
+        networks=networks,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def _usual(settings: SessionSettings, device: OtherDevice | None) -> Method:
+    """The most accurate method that the runtime and the device have."""
+    is_possible = settings.runtime == "onnxruntime" and (device is None or device.profiles)
+    return "profiled" if is_possible else "isolated"
 
 
 def site_sources(space: ModelSpace, sites: Sequence[Site]) -> dict[str, EntrySource]:
@@ -230,7 +244,7 @@ def validate_latency_table(
     *,
     networks: int = 30,
     seed: int = 1,
-    progress: Report | None = None,
+    progress: Progress | None = None,
 ) -> Validation:
     """Measures networks that the table was not calibrated on, against what it predicts for them.
 

@@ -59,7 +59,13 @@ def load_space(name: str, num_classes: int, in_channels: int) -> ModelSpace:
             "images of 28x28 to 32x32), and my_module:MyNetwork for any module with choices that takes "
             "num_classes and in_channels"
         )
-    network = make(num_classes=num_classes, in_channels=in_channels)
+    try:
+        network = make(num_classes=num_classes, in_channels=in_channels)
+    except TypeError as error:
+        raise TypeError(
+            f"space {name!r} must be a class or function that takes num_classes and in_channels; called with "
+            f"num_classes={num_classes}, in_channels={in_channels} it says: {error}"
+        ) from error
     if isinstance(network, ModelSpace):
         return network
     if not isinstance(network, nn.Module):

@@ -6,17 +6,28 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnxruntime
 import torch
+from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
+from hwnas.data import retrain_dataloader
 from hwnas.export import load_session
 from lookup_tables.quantise import quantise
 from lookup_tables.whole_file import write_whole
+
+_CALIBRATION_BATCHES = 4  # of training images, for the ranges of INT8
+
+
+def quantise_on(data: LightningDataModule, path: str | Path, places: Sequence[str] | None = None) -> Path:
+    """`quantise_file` in place, with a few batches of training images."""
+    images = (batch[0] for batch in retrain_dataloader(data))
+    return quantise_file(path, path, islice(images, _CALIBRATION_BATCHES), places)
 
 
 def quantise_file(

@@ -41,8 +41,8 @@ def import_predictor(
 @nn_meter_app.command("build")
 def build(
     name: Annotated[str, typer.Argument(help="of the predictor")] = "this-machine",
-    kernels: Annotated[int, typer.Option(help="how many kernels are measured")] = 260,
-    networks: Annotated[int, typer.Option(help="how many networks their sum is calibrated on")] = 24,
+    networks: Annotated[int, typer.Option(help="how many random networks have their kernels timed")] = 200,
+    calibrating: Annotated[int, typer.Option(help="how many others their sum is calibrated on")] = 48,
     resolution: Annotated[int, typer.Option(help="of the images; larger ones are not covered")] = 32,
     channels: Annotated[int, typer.Option(help="of a layer, at most")] = 640,
     largest_mmacs: Annotated[float, typer.Option(help="millions of MACs of a kernel, at most")] = 12.0,
@@ -54,7 +54,7 @@ def build(
     seed: Annotated[int, typer.Option(help="of everything that is drawn")] = 0,
     folder: Folder = None,
 ) -> None:
-    """Measure kernels on this machine, and fit an nn-Meter to them; the same command goes on."""
+    """Time kernels on this machine, and fit an nn-Meter to them; the same command goes on."""
     from hwnas.cli import told_errors
 
     console = Console()
@@ -67,7 +67,7 @@ def build(
             predictor = build_predictor(
                 name,
                 SessionSettings(threads, optimisation),
-                build=BuildSettings(kernels, networks, resolution, channels, largest_mmacs, seed),
+                build=BuildSettings(networks, calibrating, resolution, channels, largest_mmacs, seed),
                 folder=folder,
                 progress=report,
             )

@@ -1,7 +1,8 @@
 """Precision as a choice of the space: which modules of a network compute in INT8.
 
 It stands beside the network, under ``precision`` in the settings of a `ModelSpace`: one choice for the whole
-network, or one for each of its modules, by name. A module that is not named computes in fp32.
+network, or one for each of its modules, by name. A module that is not named computes in fp32. Where nothing
+of a module runs (a skip, a depth that it is beyond) its precision takes no part in the architecture.
 
 >>> from torch import nn
 >>> from hwnas import ModelSpace, ValueChoice
@@ -27,10 +28,9 @@ from torch import Tensor
 
 from hwnas.export import export_onnx
 from hwnas.mobile import nodes_in
-from hwnas.progress import Report
 from hwnas.space import ModelSpace
 from hwnas.values import ValueChoice
-from lookup_tables import Accuracy, LookupTable, measure
+from lookup_tables import Accuracy, LookupTable, Progress, measure
 from lookup_tables.build import Measure
 from lookup_tables.calibrate import accuracy_of
 from lookup_tables.quantise import quantise_untrained
@@ -73,8 +73,8 @@ def int8_modules(space: ModelSpace, architecture: Architecture) -> list[str]:
     if "precision" not in space.settings:
         return []
     labels = precision_labels(space)
-    checked = space.validate(architecture)
-    return [name for name, label in labels.items() if checked[label] == "int8"]
+    active = space.active(architecture)
+    return [name for name, label in labels.items() if active.get(label) == "int8"]
 
 
 def _by_module(space: ModelSpace) -> Mapping[str, Any]:
@@ -96,7 +96,7 @@ def measure_borders(
     *,
     networks: int = 12,
     seed: int = 0,
-    progress: Report | None = None,
+    progress: Progress | None = None,
     measurer: Measure = measure,
 ) -> tuple[float, Accuracy]:
     """What a border between precisions costs on this machine, and what that leaves unexplained.

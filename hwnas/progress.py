@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -11,18 +11,17 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Bars
 
-Report = Callable[[str, int, int], None]
-"""What is being done, how much of it is done, and how much there is in all."""
+from lookup_tables.progress import Progress
 
 
 @contextmanager
-def bars(console: Console) -> Iterator[Report]:
+def bars(console: Console) -> Iterator[Progress]:
     """Draws one bar for each step that reports, with the time that it still needs at its recent speed."""
     columns = (
         TextColumn("{task.description:<34}"),
@@ -32,13 +31,13 @@ def bars(console: Console) -> Iterator[Report]:
         TextColumn("[dim]left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, speed_estimate_period=60.0) as progress:
+    with Bars(*columns, console=console, speed_estimate_period=60.0) as drawn:
         tasks: dict[str, Any] = {}
 
         def report(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total, completed=done)
-            progress.update(tasks[what], completed=done, total=total)
+                tasks[what] = drawn.add_task(what, total=total, completed=done)
+            drawn.update(tasks[what], completed=done, total=total)
 
         yield report
 
@@ -52,7 +51,7 @@ class ReportProgress(pl.Callback):
         what: the name of the step.
     """
 
-    def __init__(self, report: Report, what: str) -> None:
+    def __init__(self, report: Progress, what: str) -> None:
         self._report = report
         self._what = what
         self._validated = 0

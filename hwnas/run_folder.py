@@ -28,7 +28,13 @@ class RunFolder:
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"a run needs a folder that it can make and write to; '{path}' is none "
+                f"({error.strerror}): name another (--out)"
+            ) from error
         asked = json.loads(json.dumps(dict(settings)))
         held = read_json(self._state, "run") if self._state.exists() else {"settings": asked}
         before = held.get("settings", {})

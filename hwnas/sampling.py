@@ -16,7 +16,7 @@ from hwnas.space import ModelSpace
 from profilers.cost import Cost, CostTable
 from profilers.penalty import RangeProfilerFilter
 from profilers.program import minimise
-from profilers.space import Architecture
+from profilers.space import Architecture, Implied
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -167,47 +167,93 @@ class _Plan:
     """In what order choices are added to the count, and which of them a step has to tell apart."""
 
     def __init__(self, space: ModelSpace, ranges: Sequence[Range]) -> None:
-        self.labels = list(space.options)
+        self.choices = list(space.options)
+        implied = {follows.label: follows for cost, _, _ in ranges for follows in cost.implied}
+        self.labels = [*self.choices, *implied]
         self.sizes = {label: len(options) for label, options in space.options.items()}
+        self.sizes |= {label: len(follows.options) for label, follows in implied.items()}
         self.ranges = ranges
-        self.factors = [*_cost_factors(self.sizes, ranges), *_activity_factors(space, len(ranges))]
-        self.order = self._greedy_order()
+        self.factors = [
+            *_cost_factors(self.sizes, ranges),
+            *_activity_factors(space, len(ranges)),
+            *(_implication(follows, len(ranges)) for follows in implied.values()),
+        ]
+        self._touching = {label: [f for f in self.factors if label in f.labels] for label in self.labels}
+        orders = [self._steps([*labels]) for labels in (self._greedy_labels(), self._closing_labels())]
+        self.order = min(orders, key=self._cells)
 
     def most_bins(self) -> int:
         """The largest number of bins for each cost with which all counts find room."""
+        return int((_MOST_COUNTS / self._cells(self.order)) ** (1 / len(self.ranges))) - 1
+
+    def _cells(self, order: Sequence[tuple[str, list[_Factor], list[str]]]) -> int:
+        """How many counts all steps keep, for each bin."""
         cells, frontier = 0, set[str]()
-        for label, _, forgotten in self.order:
+        for label, _, forgotten in order:
             frontier.add(label)
             for gone in forgotten:
                 cells += math.prod(self.sizes[name] for name in frontier)
                 frontier.remove(gone)
-        return int((_MOST_COUNTS / cells) ** (1 / len(self.ranges))) - 1
+        return cells
 
-    def _greedy_order(self) -> list[tuple[str, list[_Factor], list[str]]]:
+    def _steps(self, labels: Sequence[str]) -> list[tuple[str, list[_Factor], list[str]]]:
         """Each label with the factors that it completes and the labels that nothing needs any more."""
-        touching = {label: [f for f in self.factors if label in f.labels] for label in self.labels}
         added: set[str] = set()
         frontier: set[str] = set()
         order = []
+        for label in labels:
+            added.add(label)
+            frontier.add(label)
+            complete = [f for f in self._touching[label] if added.issuperset(f.labels)]
+            forgotten = sorted(self._settled(frontier, added))
+            order.append((label, complete, forgotten))
+            frontier.difference_update(forgotten)
+        return order
 
-        def settled(label: str) -> list[str]:
-            """Of the frontier with ``label``, what nothing needs any more."""
-            known = added | {label}
-            return [n for n in (*frontier, label) if all(known.issuperset(f.labels) for f in touching[n])]
+    def _settled(self, frontier: set[str], added: set[str]) -> list[str]:
+        """Of the frontier, what nothing needs any more."""
+        return [n for n in frontier if all(added.issuperset(f.labels) for f in self._touching[n])]
+
+    def _greedy_labels(self) -> Iterator[str]:
+        """Next is the label after which there is least to tell apart."""
+        added, frontier = set[str](), set[str]()
 
         def room(label: str) -> tuple[int, int]:
-            after = (frontier | {label}).difference(settled(label))
-            widest = math.prod(self.sizes[name] for name in frontier) * self.sizes[label]
-            return math.prod(self.sizes[name] for name in after), widest
+            wider = frontier | {label}
+            after = wider.difference(self._settled(wider, added | {label}))
+            return self._width(after), self._width(wider)
 
         while len(added) < len(self.labels):
             label = min((name for name in self.labels if name not in added), key=room)
-            forgotten = sorted(settled(label))
+            yield label
             added.add(label)
-            complete = [f for f in touching[label] if added.issuperset(f.labels)]
-            order.append((label, complete, forgotten))
-            frontier = (frontier | {label}).difference(forgotten)
-        return order
+            frontier.add(label)
+            frontier.difference_update(self._settled(frontier, added))
+
+    def _closing_labels(self) -> Iterator[str]:
+        """Next is a label at hand, with all that shares a factor with it: then nothing needs it any more."""
+        near = {
+            label: {n for f in self._touching[label] for n in f.labels} | {label} for label in self.labels
+        }
+        added, frontier = set[str](), set[str]()
+
+        def room(label: str) -> tuple[int, int]:
+            wider = frontier | (near[label] - added)
+            after = wider.difference(self._settled(wider, added | wider))
+            return self._width(after), self._width(wider)
+
+        while len(added) < len(self.labels):
+            at_hand = {name for label in frontier for name in near[label] if near[name] - added}
+            left = [n for n in self.labels if n in at_hand] or [n for n in self.labels if n not in added]
+            missing = near[min(left, key=room)] - added
+            for label in sorted(missing, key=lambda name: (-len(self._touching[name]), name)):
+                yield label
+                added.add(label)
+            frontier |= missing
+            frontier.difference_update(self._settled(frontier, added))
+
+    def _width(self, labels: set[str]) -> int:
+        return math.prod(self.sizes[name] for name in labels)
 
 
 @final
@@ -278,7 +324,7 @@ class _Counts:
             else:
                 at = tuple(drawn[name] for name in event.labels)
                 bins = [b - shifts[at] for b, shifts in zip(bins, self._shifts[id(event)], strict=True)]
-        return np.stack([drawn[label] for label in self._plan.labels], axis=1)
+        return np.stack([drawn[label] for label in self._plan.choices], axis=1)
 
     def _applied(self, factor: _Factor, state: Floats, frontier: Sequence[str]) -> Floats:
         """The counts after the factor's costs: moved up by whole bins, and gone where it is ruled out."""
@@ -352,6 +398,12 @@ def _activity_factors(space: ModelSpace, axes: int) -> Iterator[_Factor]:
         if not activity.is_always():
             labels, allowed = activity.canonical(label, space.options)
             yield _Factor(labels, np.zeros((axes, *allowed.shape)), allowed)
+
+
+def _implication(follows: Implied, axes: int) -> _Factor:
+    """An implied label has the option that follows."""
+    allowed = follows.numbers[..., None] == np.arange(len(follows.options))
+    return _Factor((*follows.parents, follows.label), np.zeros((axes, *allowed.shape)), allowed)
 
 
 def _in_range(ranges: Sequence[Range], rows: Integers) -> npt.NDArray[np.bool_]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,22 +20,23 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from hwnas.certificate import Certificate, certify, patient_reading
+from hwnas.certificate import Certificate, certify, deployed_session, patient_reading
 from hwnas.classification import Classification
 from hwnas.data import DataFacts, arch_dataloader, describe, load_data, retrain_dataloader
 from hwnas.derive import Budget, ranked
 from hwnas.export import accuracy, export_onnx
 from hwnas.latency_table import build_latency_table
 from hwnas.loading import load_space
+from hwnas.mobile import quantise_on
 from hwnas.non_finite import StopAtNonFiniteLoss
-from hwnas.progress import Report, ReportProgress
+from hwnas.progress import ReportProgress
 from hwnas.recalibrate import recalibrate
 from hwnas.run_folder import MetricsFile, RunFolder, write_json
 from hwnas.space import ModelSpace
 from hwnas.strategies import DARTS, ENAS, GumbelDARTS, Proxyless, RandomOneShot, Strategy
 from hwnas.trials import RegularizedEvolution, SupernetEvaluator
 from hwnas.trials import search as search_trials
-from lookup_tables import Calibration, LatencyReading, LookupTable, SessionSettings, fingerprint
+from lookup_tables import Calibration, LatencyReading, LookupTable, Progress, SessionSettings, fingerprint
 from profilers import LagrangianPenalty, LatencyProfiler, RangeProfilerFilter
 from profilers.space import Architecture
 
@@ -74,7 +76,10 @@ class SearchSettings:
         arc_learning_rate: of the architecture parameters.
         warmup_epochs: epochs at the start of the search that train weights alone.
         trials: networks that evolution tries on the supernet of a strategy that samples.
-        threads, optimisation: of the ONNX Runtime session that is measured.
+        threads, optimisation, runtime: of the session that is measured; None: those of the given table, else
+            1, ``all`` and ``onnxruntime``.
+        int8: whether what is measured and exported computes in INT8, its ranges found on training images;
+            so it does, too, where the given table was measured in it.
         accelerator, devices, precision: Lightning's.
         seed: of everything that is drawn.
     """
@@ -95,8 +100,10 @@ class SearchSettings:
     arc_learning_rate: float = 0.01
     warmup_epochs: int = 1
     trials: int = 60
-    threads: int = 1
-    optimisation: str = "all"
+    threads: int | None = None
+    optimisation: str | None = None
+    runtime: str | None = None
+    int8: bool = False
     accelerator: str = "auto"
     devices: str = "1"
     precision: str = "32-true"
@@ -116,8 +123,8 @@ class SearchSettings:
                 "warmup_epochs must leave at least one epoch to search: from 0 to epochs - 1; "
                 f"got {self.warmup_epochs} of {self.epochs}"
             )
-        if self.max_latency_ms is not None and not self.max_latency_ms > 0:
-            raise ValueError(f"max_latency_ms must be above 0; got {self.max_latency_ms}")
+        if self.max_latency_ms is not None and not 0 < self.max_latency_ms < math.inf:
+            raise ValueError(f"max_latency_ms must be above 0 and finite; got {self.max_latency_ms}")
         if self.max_latency_ms is None and not 0 <= self.budget_percent <= 100:
             raise ValueError(
                 "the budget is a share of the span between the cheapest and the dearest network, from 0 to "
@@ -144,7 +151,7 @@ class Search:
     """
 
     def __init__(
-        self, settings: SearchSettings, out: Path, report: Report, say: Callable[[str], None]
+        self, settings: SearchSettings, out: Path, report: Progress, say: Callable[[str], None]
     ) -> None:
         self.settings = settings
         self._report = report
@@ -164,7 +171,12 @@ class Search:
             settings.space, self._facts.num_classes, self._facts.input_shape[0]
         )
         self._example = torch.zeros(1, *self._facts.input_shape)
-        self._session = SessionSettings(threads=settings.threads, optimisation=settings.optimisation)  # type: ignore[arg-type]  # checked there
+        if "precision" in self.space.settings:
+            raise ValueError(
+                "a choice of the precision is searched with a table for each precision, in Python "
+                "(hwnas.precision): this search measures in one precision, that of --int8 or of the table"
+            )
+        self._deployed(None)  # tells of settings that there are not
         self.folder = RunFolder(out, dataclasses.asdict(settings))
         self.latency: LatencyProfiler
         self.budget_ms: float
@@ -210,22 +222,25 @@ class Search:
             given.save(path)
         if self.settings.device_table is not None:
             table = LookupTable.load(path)
-            if table.settings != self._session:
-                raise ValueError(
-                    f"the table '{self.settings.device_table}' was measured with {table.settings}; the "
-                    f"search asks for {self._session}: give the same --threads and --optimisation, and a "
-                    "table of ONNX Runtime in fp32, which is what a search exports"
-                )
+            self._deployed(table)  # tells where they differ
             return table
         return build_latency_table(
             self.space,
             self._example,
             path,
             name=self.settings.space,
-            settings=self._session,
+            settings=self._deployed(None),
             seed=self.settings.seed,
             progress=self._report,
         )
+
+    def _deployed(self, table: LookupTable | None) -> SessionSettings:
+        asked = self.settings
+        return deployed_session(table, asked.threads, asked.optimisation, asked.runtime, asked.int8)
+
+    @property
+    def _session(self) -> SessionSettings:
+        return self.latency.table.settings
 
     def _latency_profiler(self, table: LookupTable) -> LatencyProfiler:
         if self.folder.get("calibration"):
@@ -309,7 +324,7 @@ class Search:
             if self._other_device():
                 break
             path = self.folder.path / "candidate.onnx"
-            export_onnx(self.space.freeze(architecture), self._example, path)
+            self._export(self.space.freeze(architecture), path)
             self._report("measuring the candidate", 0, 1)
             reading = self._measured(path)
             self._report("measuring the candidate", 1, 1)
@@ -442,11 +457,11 @@ class Search:
         """Exports, tests, compares with torch, measures, and writes the certificate."""
         path = self.folder.path / "subnet.onnx"
         self._report("export and certificate", 0, 3)
-        export_onnx(subnet, self._example, path)
+        self._export(subnet, path)
         self._report("export and certificate", 1, 3)
         self._data.setup("test")
         # The one time that the test set is touched.
-        test_accuracy = accuracy(path, self._data.test_dataloader())
+        test_accuracy = accuracy(path, self._data.test_dataloader(), self._session.runtime)
         self._report("export and certificate", 2, 3)
         certificate = certify(
             path,
@@ -464,6 +479,12 @@ class Search:
         )
         self._report("export and certificate", 3, 3)
         return certificate
+
+    def _export(self, subnet: nn.Module, path: Path) -> None:
+        """The file as it is deployed: in the precision of the table."""
+        export_onnx(subnet, self._example, path)
+        if self._session.precision == "int8":
+            quantise_on(self._data, path)
 
     def _measured(self, path: Path) -> LatencyReading:
         return patient_reading(path, self._session, self._say)

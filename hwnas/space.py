@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from hwnas.activity import Activity
 from hwnas.choices import Branching, Choice, Condition, Derives, InputChoice, LayerChoice, Mixes
 from hwnas.counting import Counter, Factor
+from hwnas.fold import Fold
 from hwnas.freezing import Freezer, contents
 from hwnas.gate import Gate
 from hwnas.subnet_weights import load_subnet_weights
 from hwnas.values import Value, ValueChoice, as_option, values_in
 from profilers.cost import Cost
-from profilers.space import Architecture, Option, Site
+from profilers.space import Architecture, Implied, Option, Site
 
 
 @final
@@ -38,6 +39,7 @@ class ModelSpace(nn.Module):
             values may be `ValueChoice`s, also inside lists, tuples and dictionaries. They are choices of
             the space like any other, so that one architecture covers both; with them the network may be
             without any. `freeze` returns the network alone, `settings_of` what was chosen beside it.
+            ``precision`` is of modules, by name (`hwnas.precision`): chosen where something of them runs.
 
     Attributes:
         network: the module that was given.
@@ -84,7 +86,14 @@ class ModelSpace(nn.Module):
 
     def _collect(self) -> None:
         paths: dict[str, list[tuple[Condition, ...]]] = {}
-        beside = ((leaf, ()) for value in values_in(self.settings) for leaf in value.leaves())
+        beside = (
+            (leaf, path)
+            for name, setting in self.settings.items()
+            for held, places in _settings(self.network, name, setting)
+            for value in values_in(held)
+            for leaf in value.leaves()
+            for path in places
+        )
         for choice, path in itertools.chain(_places(self.network, ()), beside):
             assert choice.label is not None  # _name_choices gave it one
             known = self._choices.setdefault(choice.label, [])
@@ -115,9 +124,31 @@ class ModelSpace(nn.Module):
         return MappingProxyType({label: found[0].options for label, found in self._choices.items()})
 
     @property
+    def value_labels(self) -> tuple[str, ...]:
+        """The labels of `ValueChoice`s, depths among them."""
+        return tuple(label for label, found in self._choices.items() if isinstance(found[0], ValueChoice))
+
+    @property
     def activity(self) -> Mapping[str, Activity]:
         """Each label with the conditions under which it takes part."""
         return MappingProxyType(self._activity)
+
+    @property
+    def implied(self) -> Sequence[Implied]:
+        """What follows from several choices, such as a `Cell`'s number of loose ends, parents first."""
+        return self._implied
+
+    @cached_property
+    def _implied(self) -> tuple[Implied, ...]:
+        return tuple(link for fold in self.folds.values() for link in fold.implied())
+
+    @cached_property
+    def folds(self) -> Mapping[str, Fold]:
+        """The values in the network that are folded of several choices, by label."""
+        values = (
+            value for module in self.network.modules() for value in values_in(_plain_attributes(module))
+        )
+        return {fold.name(): fold for value in values for fold in value.terms() if isinstance(fold, Fold)}
 
     @cached_property
     def size(self) -> int:
@@ -260,6 +291,17 @@ class ModelSpace(nn.Module):
             )
 
     # ---- running
+
+    def with_implied(self, architecture: Mapping[str, Option]) -> Architecture:
+        """The options of all choices, and those of `folds` that follow."""
+        return {**architecture, **{label: fold.read(architecture) for label, fold in self.folds.items()}}
+
+    def without_implied(self, options: Mapping[str, Option]) -> Architecture:
+        """Options of choices alone: for those of `folds`, some from which they follow."""
+        found: Architecture = {}
+        for label, option in options.items():
+            found |= self.folds[label].example(option) if label in self.folds else {label: option}
+        return found
 
     def gates_of(self, architecture: Mapping[str, Option]) -> dict[str, Gate]:
         """The gates that run one architecture."""
@@ -445,6 +487,34 @@ def _name_values(held: object, name: str) -> None:
             unnamed = [leaf for leaf in found.leaves() if leaf.label is None]
             for index, leaf in enumerate(unnamed):
                 leaf.label = place if len(unnamed) == 1 else f"{place}.{index}"
+
+
+def _settings(
+    network: nn.Module, name: str, setting: Any
+) -> Iterator[tuple[Any, list[tuple[Condition, ...]]]]:
+    """What may hold values, and the paths on which it matters."""
+    modules = dict(network.named_modules())
+    if name != "precision" or not isinstance(setting, Mapping) or not setting.keys() <= modules.keys():
+        yield setting, [()]
+        return
+    for place, held in setting.items():
+        yield held, list(_runs(network, (), modules[place], False))
+
+
+def _runs(
+    module: nn.Module, path: tuple[Condition, ...], target: nn.Module, is_inside: bool
+) -> Iterator[tuple[Condition, ...]]:
+    """The paths to what executes something inside a module."""
+    is_inside = is_inside or module is target
+    is_container = isinstance(module, Branching | nn.Sequential | nn.ModuleList | nn.ModuleDict | nn.Identity)
+    if is_inside and not is_container:
+        yield path
+    elif isinstance(module, Branching):
+        for _, child, condition in module.branches():
+            yield from _runs(child, (*path, condition), target, is_inside)
+    else:
+        for child in module.children():
+            yield from _runs(child, path, target, is_inside)
 
 
 def _places(module: nn.Module, path: tuple[Condition, ...]) -> Iterator[tuple[Choice, tuple[Condition, ...]]]:

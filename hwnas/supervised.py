@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
@@ -161,7 +162,14 @@ class Supervised(pl.LightningModule, ABC):
         optimizer = self._made_optimizer(groups)
         if self.schedule == "constant":
             return optimizer
-        schedule = self._made_schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            raise ValueError(
+                f"schedule {self.schedule!r} needs to know how many steps there are, and this trainer has "
+                "no end: give it max_steps (or max_epochs, where the loader has a length), or take "
+                "schedule='constant'"
+            )
+        schedule = self._made_schedule(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _made_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:

@@ -12,8 +12,8 @@ import functools
 import gc
 import itertools
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,30 +26,64 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hwnas.alike import description
-from hwnas.choices import Branching, Condition, InputChoice
-from hwnas.freezing import Freezer
+from hwnas.choices import Branching, Condition, InputChoice, LayerChoice
+from hwnas.fold import Fold
+from hwnas.freezing import Freezer, copy_empty
 from hwnas.liveness import Event, liveness, needed
 from hwnas.space import ModelSpace
-from hwnas.values import ValueChoice, values_in
+from hwnas.values import Value, named, terms_of, values_in
 from lookup_tables.graph import ExecutedGraph, executed_graph
+from profilers.profile import every_option
 from profilers.space import Architecture, Memory, Option, Part, Site
 
 _CHECKED = 16  # random architectures on which what was found is checked
 _LARGEST = 100_000  # combinations of what one site is given
 
 
-@dataclass(frozen=True)
+@final
+class _Place:
+    """Where a run is: the branches that were taken to it. There is one object for each place.
+
+    Attributes:
+        branches: names of the branchings on the way, each with that of its child.
+        conditions: under which all of them are taken.
+    """
+
+    def __init__(self, branches: tuple[tuple[str, str], ...], conditions: tuple[Condition, ...]) -> None:
+        self.branches = branches
+        self.conditions = conditions
+        self._further: dict[tuple[str, int | str], _Place] = {}
+        self._keys: dict[tuple[str, int], _Key] = {}
+
+    def inside(self, name: str, call: int) -> _Place:
+        """In a branching that is called for the how-manieth time here."""
+        return self._further.setdefault((name, call), _Place(self.branches, self.conditions))
+
+    def taken(self, name: str, child_name: str, when: Condition) -> _Place:
+        """In a child of the branching that this place is in."""
+        if (name, child_name) not in self._further:
+            branches = (*self.branches, (name, child_name))
+            self._further[name, child_name] = _Place(branches, (*self.conditions, when))
+        return self._further[name, child_name]
+
+    def key(self, name: str, call: int) -> _Key:
+        """The key of a module or function, called for the how-manieth time here."""
+        if (name, call) not in self._keys:
+            self._keys[name, call] = _Key(name, self)
+        return self._keys[name, call]
+
+
+@dataclass(frozen=True, eq=False)  # there is one object for each
 class _Key:
-    """Where something runs: a module or function, the branches taken to it, and its how-manieth call."""
+    """One call of a module or function in the runs."""
 
     name: str
-    branches: tuple[tuple[str, str], ...]
-    call: int
+    place: _Place
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Call:
-    """What one run saw at a key."""
+    """What one run saw at a key. Equal calls are one object, but for those with memory."""
 
     signature: str
     template: Any  # the arguments, tensors replaced by `_Slot`
@@ -73,30 +107,33 @@ class FoundSite:
 
     def __init__(
         self,
-        key: _Key,
+        name: str,
         conditions: Sequence[Condition],
         own: tuple[str, ...],
         given_by: tuple[str, ...],
         calls: Mapping[tuple[Option, ...], _Call | None],
         make_part: Callable[[_Call, Mapping[str, Option]], Part],
+        folds: Mapping[str, Fold],
     ) -> None:
         self._conditions = tuple(conditions)
         self._own = own
         self._given_by = given_by
         self._calls = calls
         self._make_part = make_part
-        self.name = key.name if key.call == 0 else f"{key.name}#{key.call}"
-        path = (label for condition in conditions for label in condition.labels)
-        self.labels: tuple[str, ...] = tuple(dict.fromkeys((*path, *given_by, *own)))
+        self.name = name
+        path = [label for condition in conditions for label in condition.deciding()]
+        self._folds = folds
+        self.labels = _apart((*path, *given_by, *own), folds)
 
     def part(self, architecture: Mapping[str, Option]) -> Part | None:
         """The site under ``architecture``; None where it does not run."""
         if not all(condition.holds(architecture) for condition in self._conditions):
             return None
-        return self._part(architecture)
+        deciding = (*self._given_by, *self._own)
+        return self._part({label: _option(label, architecture, self._folds) for label in deciding})
 
     def _part(self, architecture: Mapping[str, Option]) -> Part | None:
-        """As `part`, where every condition holds."""
+        """As `part`, where every condition holds, for the options of what decides it."""
         call = self._calls[tuple(architecture[label] for label in self._given_by)]
         if call is None:
             return None
@@ -104,15 +141,20 @@ class FoundSite:
 
     def parts(self, options: Mapping[str, tuple[Option, ...]]) -> list[Part | None]:
         """The site under every combination of its labels' options, the last label's fastest."""
+        deciding = tuple(dict.fromkeys((*self._given_by, *self._own)))
+        on_path = (label for condition in self._conditions for label in condition.deciding())
+        if not set(self.labels).issuperset((*deciding, *on_path)):
+            every = itertools.product(*(options[label] for label in self.labels))
+            return [self.part(dict(zip(self.labels, of, strict=True))) for of in every]
         runs = np.ones([len(options[label]) for label in self.labels], dtype=np.bool_)
         for condition in self._conditions:
-            truth = _truth(condition, tuple(options[label] for label in condition.labels))
-            order = sorted(range(truth.ndim), key=lambda axis: self.labels.index(condition.labels[axis]))
-            shape = [len(options[x]) if x in condition.labels else 1 for x in self.labels]
+            names = condition.deciding()
+            truth = _truth(condition, tuple(options[label] for label in names))
+            order = sorted(range(truth.ndim), key=[self.labels.index(label) for label in names].__getitem__)
+            shape = [len(options[x]) if x in names else 1 for x in self.labels]
             runs &= truth.transpose(order).reshape(shape)
         found: list[Part | None] = [None]
         numbers = np.zeros(runs.shape, dtype=np.int64)
-        deciding = tuple(dict.fromkeys((*self._given_by, *self._own)))
         for chosen in itertools.product(*(enumerate(options[label]) for label in deciding)):
             at = dict(zip(deciding, chosen, strict=True))
             here = tuple(at[label][0] if label in at else slice(None) for label in self.labels)
@@ -130,7 +172,7 @@ class FoundSite:
 def _truth(condition: Condition, options: tuple[tuple[Option, ...], ...]) -> NDArray[np.bool_]:
     """Where a condition holds, with one axis a label; sites of equal cells share it."""
     holds = (
-        condition.holds(dict(zip(condition.labels, chosen, strict=True)))
+        condition.holds(dict(zip(condition.deciding(), chosen, strict=True)))
         for chosen in itertools.product(*options)
     )
     shape = [len(of) for of in options]
@@ -178,14 +220,14 @@ def _surveyed(space: ModelSpace, example_inputs: Sequence[Tensor], with_memory: 
 
 def parameter_sites(space: ModelSpace) -> list[Site]:
     """Parts that hold every parameter of the frozen network exactly once."""
-    network = on_meta(space.network)
+    network, folds = on_meta(space.network), space.folds
     paths: dict[int, list[tuple[Condition, ...]]] = {}
     modules: dict[int, tuple[str, nn.Module]] = {}
     for name, module, path in _walk(network, "", ()):
         modules.setdefault(id(module), (name, module))
         paths.setdefault(id(module), []).append(path)
     return [
-        _ParameterSite(name or type(module).__name__, module, paths[key])
+        _ParameterSite(name or type(module).__name__, module, paths[key], folds)
         for key, (name, module) in modules.items()
     ]
 
@@ -206,19 +248,22 @@ def _without_collection() -> Iterator[None]:
 class _ParameterSite:
     """A module that holds parameters, wherever it is reached from."""
 
-    def __init__(self, name: str, module: nn.Module, paths: list[tuple[Condition, ...]]) -> None:
+    def __init__(
+        self, name: str, module: nn.Module, paths: list[tuple[Condition, ...]], folds: Mapping[str, Fold]
+    ) -> None:
         self.name = name
         self._module = module
         self._paths = [] if any(not path for path in paths) else paths
-        self._own = _value_labels(module)
+        self._own = _look_inside(module, {}).labels
         self._parts: dict[tuple[Option, ...], Part] = {}
-        on_paths = (label for path in self._paths for condition in path for label in condition.labels)
-        self.labels: tuple[str, ...] = tuple(dict.fromkeys((*on_paths, *self._own)))
+        on_paths = (label for path in self._paths for condition in path for label in condition.deciding())
+        self._folds = folds
+        self.labels = _apart((*on_paths, *self._own), folds)
 
     def part(self, architecture: Mapping[str, Option]) -> Part | None:
         if self._paths and not any(all(c.holds(architecture) for c in path) for path in self._paths):
             return None
-        own = {label: architecture[label] for label in self._own}
+        own = {label: _option(label, architecture, self._folds) for label in self._own}
         options = tuple(own.values())
         if options not in self._parts:
             frozen = Freezer(own)(self._module)
@@ -231,6 +276,23 @@ class _ParameterSite:
         """The site under every combination of its labels' options, the last label's fastest."""
         chosen = itertools.product(*(options[label] for label in self.labels))
         return [self.part(dict(zip(self.labels, of, strict=True))) for of in chosen]
+
+
+def _apart(labels: Iterable[str], folds: Mapping[str, Fold]) -> tuple[str, ...]:
+    """The labels, each once; where a choice is behind two of them, those behind the folds among them."""
+    found = tuple(dict.fromkeys(labels))
+    behind = [_choices_of(label, folds) for label in found]
+    if len({choice for choices in behind for choice in choices}) == sum(map(len, behind)):
+        return found
+    return tuple(dict.fromkeys(choice for choices in behind for choice in choices))
+
+
+def _choices_of(label: str, folds: Mapping[str, Fold]) -> tuple[str, ...]:
+    return tuple(leaf.name() for leaf in folds[label].leaves()) if label in folds else (label,)
+
+
+def _option(label: str, architecture: Mapping[str, Option], folds: Mapping[str, Fold]) -> Option:
+    return folds[label].read(architecture) if label in folds else architecture[label]
 
 
 def _walk(
@@ -263,9 +325,9 @@ class _Findings:
         self._deciding: dict[_Key, tuple[str, ...]] = {}
         self._known: dict[_Key, dict[tuple[Option, ...], tuple[Architecture, _Call | None]]] = {}
 
-    def look(self, architecture: Architecture) -> dict[_Key, _Call]:
+    def look(self, chosen: Architecture) -> None:
         """Runs one architecture and learns from it."""
-        seen = self._runner.run(architecture)
+        architecture, seen = self._space.with_implied(chosen), self._runner.run(chosen)
         for key in seen:
             if key not in self._known:
                 self._deciding[key] = ()
@@ -275,13 +337,12 @@ class _Findings:
         self._runs.append((architecture, seen))
         for key in self._known:
             self._learn(key, architecture, seen.get(key))
-        return seen
 
     def _learn(self, key: _Key, architecture: Architecture, call: _Call | None) -> None:
         while True:
             at = tuple(architecture[label] for label in self._deciding[key])
             other, known = self._known[key].setdefault(at, (architecture, call))
-            if _signature(known) == _signature(call):
+            if known is call or _signature(known) == _signature(call):
                 return
             self._add_label(key, other, known, architecture)
 
@@ -295,29 +356,60 @@ class _Findings:
         if not differing:
             raise _undecided(key, call)
 
+        def mixed(labels: Sequence[str]) -> Architecture:
+            chosen = {label: first[label] for label in self._space.options}
+            return {**chosen, **{label: second[label] for label in labels}}
+
         def is_changed_by(labels: Sequence[str]) -> bool:
-            mixed = {**first, **{label: second[label] for label in labels}}
-            return _signature(self._runner.run(mixed).get(key)) != _signature(call)
+            return _signature(self._runner.run(mixed(labels)).get(key)) != _signature(call)
 
         # What decides one site often decides the next, and that run is known already.
         familiar = {label for labels in self._deciding.values() for label in labels}
         for label in differing:
             if label in familiar and is_changed_by([label]):
+                without: Sequence[str] = ()
                 break
         else:
             low, high = 0, len(differing)  # as `first` with the first `low` switched; unlike it with `high`
             while high - low > 1:
                 middle = (low + high) // 2
                 low, high = (low, middle) if is_changed_by(differing[:middle]) else (middle, high)
-            label = differing[high - 1]
-        self._deciding[key] = (*self._deciding[key], label)
+            label, without = differing[high - 1], differing[:low]
+        self._deciding[key] = self._with_label(key, label, mixed(without), mixed([*without, label]))
         self._known[key] = {}
         for architecture, calls in self._runs:
             self._learn(key, architecture, calls.get(key))
 
+    def _with_label(
+        self, key: _Key, label: str, before: Architecture, after: Architecture
+    ) -> tuple[str, ...]:
+        """What decides a key with a label more, or with a fold of several in place of it.
+
+        Args:
+            key: where something runs.
+            label: in which alone the two architectures differ.
+            before, after: two architectures that give the key different things.
+        """
+        folds, deciding = self._space.folds, self._deciding[key]
+        for name, fold in sorted(folds.items(), key=lambda item: len(item[1].options)):
+            behind = {leaf.name() for leaf in fold.leaves()}
+            if label not in behind or behind & set(deciding) or fold.read(before) == fold.read(after):
+                continue
+            others = [n for n in deciding if n not in folds or behind.isdisjoint(_choices_of(n, folds))]
+            seen: dict[tuple[Option, ...], str | None] = {}
+            signatures = (
+                (tuple(architecture[n] for n in (*others, name)), _signature(calls.get(key)))
+                for architecture, calls in self._runs
+            )
+            if all(seen.setdefault(at, signature) == signature for at, signature in signatures):
+                return (*others, name)
+        others = [n for n in deciding if n not in folds or label not in _choices_of(n, folds)]
+        return (*others, label)
+
     def confirm(self) -> None:
         """Runs one architecture twice more: equal choices must give equal shapes."""
-        architecture, before = self._runs[0]
+        given, before = self._runs[0]
+        architecture = {label: given[label] for label in self._space.options}
         for again in (self._runner.run_anew(architecture), self._runner.run_anew(architecture)):
             for key in dict.fromkeys((*before, *again)):
                 if _signature(before.get(key)) != _signature(again.get(key)):
@@ -327,13 +419,13 @@ class _Findings:
         """Runs until every combination of each key's deciding labels has been seen."""
         while missing := list(self._unseen()):
             wanted: Architecture = {}
-            for combination in missing:
+            for combination in map(self._space.without_implied, missing):
                 if all(wanted.get(label, option) == option for label, option in combination.items()):
                     wanted.update(combination)
             self.look({**self._space.default(), **wanted})
 
     def _unseen(self) -> Iterator[Architecture]:
-        options = self._space.options
+        options = every_option(self._space)
         for key, labels in self._deciding.items():
             count = math.prod(len(options[label]) for label in labels)
             if count > _LARGEST:
@@ -347,17 +439,20 @@ class _Findings:
                         yield dict(zip(labels, combination, strict=True))
 
     def sites(self) -> list[Site]:
-        return [
-            FoundSite(
-                key,
-                self._runner.conditions[key],
-                self._runner.own_labels(key),
-                labels,
-                {at: call for at, (_, call) in self._known[key].items()},
-                self._runner.part,
+        calls: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
+        found: list[Site] = []
+        for key, labels in self._deciding.items():
+            at = key.name, key.place.branches
+            name = f"{key.name}#{calls[at]}" if calls[at] else key.name
+            calls[at] += 1
+            known = {options: call for options, (_, call) in self._known[key].items()}
+            own = self._runner.own_labels(key)
+            found.append(
+                FoundSite(
+                    name, key.place.conditions, own, labels, known, self._runner.part, self._space.folds
+                )
             )
-            for key, labels in self._deciding.items()
-        ]
+        return found
 
 
 @final
@@ -367,30 +462,34 @@ class _Runner:
     def __init__(
         self, space: ModelSpace, example_inputs: Sequence[Tensor], with_memory: bool = False
     ) -> None:
-        self._plain = on_meta(space.network)
-        self._space = ModelSpace(on_meta(self._plain), space.settings)
+        self._space = ModelSpace(on_meta(space.network), space.settings)
         self._inputs = [_to_meta(given) for given in example_inputs]
         self._with_memory = with_memory
-        self._modules = dict(self._plain.named_modules())
-        self._labels = {name: _value_labels(module) for name, module in self._modules.items()}
+        self._modules = dict(self._space.network.named_modules())
+        self._insides: dict[nn.Module, _Inside] = {}
+        _look_inside(self._space.network, self._insides)
         self._alike: dict[str, object] = {}
         self._subnets: dict[tuple[object, tuple[Option, ...]], nn.Module] = {}
         self._parts: dict[tuple[Any, ...], Part] = {}
         self._graphs: dict[tuple[Any, ...], ExecutedGraph] = {}
         self._calls: dict[tuple[Any, ...], _Call] = {}
         self._runs: dict[tuple[Option, ...], dict[_Key, _Call]] = {}
-        self.conditions: dict[_Key, tuple[Condition, ...]] = {}
+        self._branchings: dict[tuple[Any, ...], tuple[dict[_Key, _Call], Any]] = {}
+        self._start = _Place((), ())
         # Of the run that is under way:
         self._architecture: Architecture = {}
         self._seen: dict[_Key, _Call] = {}
-        self._path: list[tuple[str, str, Condition]] = []
+        self._place = self._start
+        self._numbers: Counter[tuple[_Place, str]] = Counter()
         self._containers: list[str] = []
         self._inside_site = False
         self._events: list[Event] = []
-        for name, module in self._space.network.named_modules():
+        self._forwards: dict[nn.Module, Any] = {}
+        for name, module in self._modules.items():
+            self._forwards[module] = vars(module).get("forward")
             if isinstance(module, Branching):
-                module.forward = partial(module.run_all, partial(self._branch, name))
-            elif not has_branches(module):
+                module.forward = partial(self._branching, name, module)
+            elif not self._insides[module].has_branches:
                 module.forward = partial(self._module, name, module.forward)
             else:
                 module.forward = partial(self._container, name, module.forward)
@@ -399,13 +498,18 @@ class _Runner:
         """What every site is given under an architecture, those of branches not taken included."""
         options = tuple(architecture.values())
         if options not in self._runs:
-            self._runs[options] = self.run_anew(architecture)
+            self._runs[options] = self._run(architecture)
         return self._runs[options]
 
     def run_anew(self, architecture: Architecture) -> dict[_Key, _Call]:
-        """As `run`, whether or not the architecture has been run before."""
-        self._architecture, self._seen = architecture, {}
-        self._path, self._containers, self._inside_site, self._events = [], [], False, []
+        """As `run`, without looking at what was run before."""
+        self._branchings.clear()
+        return self._run(architecture)
+
+    def _run(self, architecture: Architecture) -> dict[_Key, _Call]:
+        self._architecture = self._space.with_implied(architecture)
+        self._seen, self._place = {}, self._start
+        self._numbers, self._containers, self._inside_site, self._events = Counter(), [], False, []
         gates = self._space.gates_of(architecture)
         # Factories called in `forward` (torch.arange) follow the device.
         with torch.no_grad(), torch.device("meta"), self._space.running(gates), _Functions(self._function):
@@ -425,7 +529,7 @@ class _Runner:
         taken = [
             event
             for event in self._events
-            if all(condition.holds(self._architecture) for condition in self.conditions[event.site])
+            if all(condition.holds(self._architecture) for condition in event.site.place.conditions)
         ]
         weights = itertools.chain(self._space.network.parameters(), self._space.network.buffers())
         made = _tensors(output)
@@ -437,7 +541,11 @@ class _Runner:
         }
 
     def own_labels(self, key: _Key) -> tuple[str, ...]:
-        return self._labels.get(key.name, ())
+        return self._labels(key.name) if key.name in self._modules else ()
+
+    def _labels(self, name: str) -> tuple[str, ...]:
+        """Of what decides the values inside a module."""
+        return self._insides[self._modules[name]].labels
 
     def part(self, call: _Call, own: Mapping[str, Option]) -> Part:
         """The frozen site that a call ran, under its own options."""
@@ -454,7 +562,9 @@ class _Runner:
         if call.module is None:
             return call.function, call.signature
         if call.module not in self._alike:
-            described = description(self._modules[call.module], self._labels[call.module])
+            module = self._modules[call.module]
+            with self._as_it_was(module):
+                described = description(module, self._labels(call.module))
             self._alike[call.module] = call.module if described is None else described
         return self._alike[call.module], call.signature, tuple(own.values())
 
@@ -465,8 +575,9 @@ class _Runner:
         built, _, options = self._part_key(call, own)
         if (built, options) not in self._subnets:
             # A site is frozen in the middle of a run; its thousands of small calls are nothing to look at.
-            with torch._C.DisableTorchFunction():
-                self._subnets[built, options] = Freezer(own)(self._modules[call.module])
+            whole = self._modules[call.module]
+            with torch._C.DisableTorchFunction(), self._as_it_was(whole):
+                self._subnets[built, options] = Freezer(own)(whole)
         module = self._subnets[built, options]
         described = _described(module)
         if call.keywords or call.template != tuple(map(_Slot, range(len(call.inputs)))):
@@ -481,14 +592,35 @@ class _Runner:
 
     # ---- what runs instead of each module's forward
 
+    def _branching(self, name: str, module: Branching, *inputs: Any, **keywords: Any) -> Any:
+        """Runs every branch, but once alone under equal options on tensors of equal shapes."""
+        with torch._C.DisableTorchFunction():
+            call = self._called(name, inputs, keywords)
+        place = self._place.inside(name, self._numbered(name))
+        known = (place, call, *(self._architecture[label] for label in self._insides[module].choices))
+        if known in self._branchings and not self._with_memory:  # there every run has tensors of its own
+            seen, output = self._branchings[known]
+            self._seen.update(seen)
+            return _filled(output, ())
+        outside, self._place = self._place, place
+        before, self._seen = self._seen, {}
+        try:
+            output = module.run_all(partial(self._branch, name), *inputs, **keywords)
+        finally:
+            self._place = outside
+            seen, self._seen = self._seen, before
+            self._seen.update(seen)
+        self._branchings[known] = seen, _filled(output, ())  # a list of its own: the network may add to it
+        return output
+
     def _branch(
         self, name: str, child_name: str, child: nn.Module, when: Condition, *inputs: Any, **keywords: Any
     ) -> Any:
-        self._path.append((name, child_name, when))
+        before, self._place = self._place, self._place.taken(name, child_name, when)
         try:
             return child(*inputs, **keywords)
         finally:
-            self._path.pop()
+            self._place = before
 
     def _container(self, name: str, forward: Callable[..., Any], *inputs: Any, **keywords: Any) -> Any:
         self._containers.append(name)
@@ -504,7 +636,7 @@ class _Runner:
             with torch._C.DisableTorchFunction():  # as above
                 call = self._called(name, inputs, keywords)
             key = self._note(name, call)
-            own = {label: self._architecture[label] for label in self._labels[name]}
+            own = {label: self._architecture[label] for label in self._labels(name)}
             part_key = self._part_key(call, own)
             if part_key not in self._graphs:
                 self.part(call, own)
@@ -521,13 +653,17 @@ class _Runner:
         return _filled(template, fresh)
 
     def _called(self, name: str, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> _Call:
-        """The call of a module; one that has been seen, where it was given tensors of these shapes alone."""
+        """The call of a module: the same object for equal arguments."""
         if keywords or not all(type(given) is Tensor for given in inputs):
-            return _call(inputs, keywords, module=name)
+            return self._same(_call(inputs, keywords, module=name))
         given = (name, *((tensor.shape, tensor.dtype) for tensor in inputs))
         if given not in self._calls:
-            self._calls[given] = _call(inputs, keywords, module=name)
+            self._calls[given] = self._same(_call(inputs, keywords, module=name))
         return self._calls[given]
+
+    def _same(self, call: _Call) -> _Call:
+        """The first of equal calls."""
+        return self._calls.setdefault((call.module, call.function, call.signature), call)
 
     def _function(
         self, function: Callable[..., Any], inputs: tuple[Any, ...], keywords: Mapping[str, Any]
@@ -539,7 +675,7 @@ class _Runner:
             if any(isinstance(thing, Tensor) for thing in _flat(output)):
                 container = self._containers[-1] if self._containers else ""
                 name = f"{container}:{_function_name(function)}".lstrip(":")
-                call = _call(inputs, keywords, function=function)
+                call = self._same(_call(inputs, keywords, function=function))
                 key = self._note(name, call)
                 if self._with_memory:
                     self.part(call, {})
@@ -556,11 +692,28 @@ class _Runner:
             self._inside_site = False
 
     def _note(self, name: str, call: _Call) -> _Key:
-        branches = tuple((branching, child) for branching, child, _ in self._path)
-        key = next(key for n in itertools.count() if (key := _Key(name, branches, n)) not in self._seen)
+        key = self._place.key(name, self._numbered(name))
         self._seen[key] = call
-        self.conditions.setdefault(key, tuple(condition for *_, condition in self._path))
         return key
+
+    def _numbered(self, name: str) -> int:
+        """How often something was called here before."""
+        number = self._numbers[self._place, name]
+        self._numbers[self._place, name] = number + 1
+        return number
+
+    @contextmanager
+    def _as_it_was(self, module: nn.Module) -> Iterator[None]:
+        """Without what stands in place of the modules' forward methods here."""
+        observed = {child: vars(child).pop("forward") for child in module.modules()}
+        for child in observed:
+            if self._forwards[child] is not None:  # a method of the module, not of its class
+                vars(child)["forward"] = self._forwards[child]
+        try:
+            yield
+        finally:
+            for child, forward in observed.items():
+                vars(child)["forward"] = forward
 
 
 class _Functions(TorchFunctionMode):
@@ -677,11 +830,7 @@ def on_meta(network: nn.Module) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(_to_meta(parameter), requires_grad=parameter.requires_grad)
     for buffer in network.buffers():
         memo[id(buffer)] = _to_meta(buffer)
-    for module in network.modules():
-        for held in vars(module).values():
-            # A dozen for each module: copy.deepcopy takes longer for these than for all else.
-            if type(held) in (OrderedDict, set) and not held:
-                memo[id(held)] = type(held)()
+    copy_empty(network, memo)
     return copy.deepcopy(network, memo).eval()
 
 
@@ -694,17 +843,43 @@ def has_branches(module: nn.Module) -> bool:
     return any(isinstance(child, Branching | InputChoice) for child in module.modules())
 
 
-def _value_labels(module: nn.Module) -> tuple[str, ...]:
-    """Labels of the value choices inside a module without branches."""
-    if has_branches(module):
-        return ()
-    leaves: Iterator[ValueChoice] = (
-        leaf
-        for child in module.modules()
-        for value in values_in({k: v for k, v in vars(child).items() if k != "_modules"})
-        for leaf in value.leaves()
-    )
-    return tuple(dict.fromkeys(leaf.name() for leaf in leaves))
+@dataclass(frozen=True)
+class _Inside:
+    """What is in a module, and in all modules in it.
+
+    Attributes:
+        has_branches: a choice between layers or inputs is.
+        choices: the labels of all choices.
+        values: all values.
+    """
+
+    has_branches: bool
+    choices: tuple[str, ...]
+    values: tuple[Value, ...]
+
+    @functools.cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Of the value choices, or of what is folded of them."""
+        return tuple(
+            dict.fromkeys(named(term.label, "value", term.options) for term in terms_of(self.values))
+        )
+
+
+def _look_inside(module: nn.Module, found: dict[nn.Module, _Inside]) -> _Inside:
+    """Looks into a module and all modules in it."""
+    if module not in found:
+        held = [_look_inside(child, found) for child in module.children()]
+        values = tuple(values_in({name: thing for name, thing in vars(module).items() if name != "_modules"}))
+        choices = [str(leaf.label) for value in values for leaf in value.leaves()]
+        if isinstance(module, LayerChoice | InputChoice):
+            choices.append(str(module.label))
+        is_branching = isinstance(module, Branching | InputChoice)
+        found[module] = _Inside(
+            has_branches=is_branching or any(inside.has_branches for inside in held),
+            choices=tuple(dict.fromkeys(itertools.chain(choices, *(inside.choices for inside in held)))),
+            values=tuple(itertools.chain(values, *(inside.values for inside in held))),
+        )
+    return found[module]
 
 
 def _function_name(function: Callable[..., Any]) -> str:

@@ -18,6 +18,7 @@ from hwnas.cli import (
     RuntimeOption,
     Seed,
     SpaceName,
+    TableMethod,
     Threads,
     parsed_shape,
     print_table,
@@ -39,6 +40,9 @@ def table_bundle(
     optimisation: Level = Optimisation.all,
     runtime: RuntimeOption = Runtime.onnxruntime,
     precision: PrecisionOption = Precision.fp32,
+    method: Annotated[
+        TableMethod | None, typer.Option(help="of measuring sites; default: profiled, where that can be")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Write a folder that measures a space on another device, with Python, numpy and onnxruntime."""
@@ -59,6 +63,7 @@ def table_bundle(
                 folder,
                 name=space,
                 settings=SessionSettings(threads, optimisation.value, runtime.value, precision.value),
+                method=None if method is None else method.value,
                 seed=seed,
                 progress=report,
             )
@@ -84,8 +89,9 @@ def table_import(
         if out.exists():
             there = LookupTable.load(out)
             differences = there.device.differences(table.device)
-            if differences or (there.space, there.settings) != (table.space, table.settings):
-                reason = "; ".join(differences) or "another space or other settings"
+            facts = [(t.space, t.settings, t.protocol["method"]) for t in (there, table)]
+            if differences or facts[0] != facts[1]:
+                reason = "; ".join(differences) or "another space, method or other settings"
                 raise ValueError(f"'{out}' holds another table ({reason}); import into another file by --out")
         table.save(out)
         print_table(console, table, entries=0)

@@ -8,8 +8,9 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Protocol, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,12 +31,16 @@ class Value(Freezes, ABC):
         """The value choices that it depends on, each once."""
 
     @abstractmethod
+    def terms(self) -> tuple[Term, ...]:
+        """What it is computed from, no choice behind two: its leaves, or what is folded of them."""
+
+    @abstractmethod
     def at(self, assignment: Mapping[int, Option]) -> Any:
-        """The value where each leaf, named by ``id(leaf)``, has the given option."""
+        """The value where each leaf (or each term), named by ``id``, has the given option."""
 
     def of(self, architecture: Mapping[str, Option]) -> Any:
-        """The value under an architecture."""
-        return self.at({id(leaf): architecture[leaf.name()] for leaf in self.leaves()})
+        """The value under an architecture, which may have options of terms in place of their leaves."""
+        return self.at({id(term): term.read(architecture) for term in self.terms()})
 
     def all(self) -> tuple[Any, ...]:
         """Every value that it can take, without repetition, in the order of the options."""
@@ -153,6 +158,26 @@ class Value(Freezes, ABC):
 Operand = Any  # a value, or what an option of the other operand can be combined with
 
 
+class Term(Protocol):
+    """What values are computed from: a `ValueChoice`, or a `hwnas.fold.Fold` of several."""
+
+    @property
+    def options(self) -> tuple[Option, ...]: ...
+
+    @property
+    def label(self) -> str | None: ...
+
+    def leaves(self) -> tuple[ValueChoice, ...]: ...
+
+    def read(self, architecture: Mapping[str, Option]) -> Option:
+        """Its option under an architecture."""
+        ...
+
+    def installed(self) -> Gate:
+        """The gate of this forward pass. Raises ``RuntimeError`` outside of one."""
+        ...
+
+
 @final
 class ValueChoice(Value):
     """One named decision between plain values.
@@ -171,6 +196,13 @@ class ValueChoice(Value):
         self.options: tuple[Option, ...] = tuple(map(as_option, options))
         self.label = label
         self.gate: Gate | None = None
+        for option in self.options:
+            if not _is_plain(option):
+                raise ValueError(
+                    f"options of {described('ValueChoice', label)} are plain data, as JSON has it: numbers, "
+                    f"strings, None and tuples of them; got {option!r}. Choose between names, and let "
+                    "hwnas.case or a dictionary in forward say what each stands for"
+                )
         has_nan = any(option != option for option in self.options)  # equal to nothing, not even itself
         if not self.options or has_nan or len(set(self.options)) != len(self.options):
             raise ValueError(
@@ -188,6 +220,13 @@ class ValueChoice(Value):
 
     def leaves(self) -> tuple[ValueChoice, ...]:
         return (self,)
+
+    def terms(self) -> tuple[Term, ...]:
+        return (self,)
+
+    def read(self, architecture: Mapping[str, Option]) -> Option:
+        """Its option under an architecture."""
+        return architecture[self.name()]
 
     def at(self, assignment: Mapping[int, Option]) -> Option:
         return assignment[id(self)]
@@ -214,6 +253,9 @@ class Expression(Value):
     def leaves(self) -> tuple[ValueChoice, ...]:
         return _leaves_in(self.operands)
 
+    def terms(self) -> tuple[Term, ...]:
+        return terms_of(values_in(self.operands))
+
     def at(self, assignment: Mapping[int, Option]) -> Any:
         return self.function(*_plain(self.operands, assignment))
 
@@ -231,6 +273,9 @@ class Case(Value):
 
     def leaves(self) -> tuple[ValueChoice, ...]:
         return _leaves_in((self.selector, *(result for _, result in self.results)))
+
+    def terms(self) -> tuple[Term, ...]:
+        return terms_of([self.selector, *values_in([result for _, result in self.results])])
 
     def at(self, assignment: Mapping[int, Option]) -> Any:
         selected = self.selector.at(assignment)
@@ -349,13 +394,35 @@ def _leaves_in(operands: tuple[Operand, ...]) -> tuple[ValueChoice, ...]:
     return tuple({id(leaf): leaf for leaf in leaves}.values())
 
 
+def terms_of(values: Iterable[Value]) -> tuple[Term, ...]:
+    """What several values are computed from, no choice behind two terms: else the leaves themselves."""
+    terms = tuple({id(term): term for value in values for term in value.terms()}.values())
+    # Terms of one label are one decision.
+    behind = {_key(term): {_key(leaf) for leaf in term.leaves()} for term in terms}
+    if len(set().union(*behind.values())) == sum(map(len, behind.values())):
+        return terms
+    return tuple({id(leaf): leaf for term in terms for leaf in term.leaves()}.values())
+
+
+def _key(term: Term) -> str | int:
+    return id(term) if term.label is None else term.label
+
+
 def as_option(option: Any) -> Option:
-    """The option as plain, hashable data: lists, as JSON has them, become tuples.
+    """The option as plain, hashable data: lists, as JSON has them, become tuples, and numbers of numpy plain.
 
     >>> as_option([[3, 5], 1])
     ((3, 5), 1)
     """
+    if isinstance(option, np.generic | np.ndarray | Tensor):
+        option = option.tolist()  # of what is one number: that number
     return tuple(map(as_option, option)) if isinstance(option, list | tuple) else option
+
+
+def _is_plain(option: object) -> bool:
+    if isinstance(option, tuple):
+        return all(map(_is_plain, option))
+    return option is None or isinstance(option, bool | int | float | str)
 
 
 def described(kind: str, label: str | None) -> str:
@@ -413,7 +480,7 @@ class Combination:
 def combinations(values: Mapping[str, Value]) -> list[Combination]:
     """Every joint outcome that the installed gates compute; one where nothing is mixed."""
     decisions = _decisions(values)
-    gates = [leaves[0].installed() for leaves in decisions]
+    gates = [terms[0].installed() for terms in decisions]
     found = []
     for indices in itertools.product(*(gate.live() for gate in gates)):
         factors = tuple(
@@ -438,26 +505,25 @@ def weights_of(found: Sequence[Combination]) -> Tensor:
 def outcomes(values: Mapping[str, Value]) -> list[dict[str, Any]]:
     """Every joint outcome of several values, whatever the gates are."""
     decisions = _decisions(values)
-    every = itertools.product(*(range(len(leaves[0].options)) for leaves in decisions))
+    every = itertools.product(*(range(len(terms[0].options)) for terms in decisions))
     return [_outcome(values, decisions, indices) for indices in every]
 
 
-def _decisions(values: Mapping[str, Value]) -> list[list[ValueChoice]]:
-    """The leaves, those that are one decision (one object, or one label) together."""
-    found: dict[str | int, dict[int, ValueChoice]] = {}
-    for value in values.values():
-        for leaf in value.leaves():
-            found.setdefault(id(leaf) if leaf.label is None else leaf.label, {})[id(leaf)] = leaf
-    return [list(leaves.values()) for leaves in found.values()]
+def _decisions(values: Mapping[str, Value]) -> list[list[Term]]:
+    """The terms, those that are one decision (one object, or one label) together."""
+    found: dict[str | int, dict[int, Term]] = {}
+    for term in terms_of(values.values()):
+        found.setdefault(_key(term), {})[id(term)] = term
+    return [list(terms.values()) for terms in found.values()]
 
 
 def _outcome(
-    values: Mapping[str, Value], decisions: Sequence[Sequence[ValueChoice]], indices: Sequence[int]
+    values: Mapping[str, Value], decisions: Sequence[Sequence[Term]], indices: Sequence[int]
 ) -> dict[str, Any]:
     assignment = {
-        id(leaf): leaf.options[index]
-        for leaves, index in zip(decisions, indices, strict=True)
-        for leaf in leaves
+        id(term): term.options[index]
+        for terms, index in zip(decisions, indices, strict=True)
+        for term in terms
     }
     return {name: value.at(assignment) for name, value in values.items()}
 

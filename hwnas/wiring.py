@@ -90,14 +90,14 @@ class _Recorder(TorchFunctionMode):
             return function(*inputs, **keywords)
         self._is_inside = True
         try:
-            part = _Applied(function, (inputs, keywords))
+            part = _Applied(function, inputs, keywords)
             given = part.tensors
             numbers = tuple(map(self.number, given))
             graph = executed_graph(part, given)
             made = _tensors(graph.output)
             is_passed_on = graph.is_free and all(any(one is other for other in given) for one in made)
             if made and not is_passed_on:
-                source = _Applied(module or function, (inputs, keywords))
+                source = _Applied(module or function, inputs, keywords)
                 detached = tuple(torch.empty_like(tensor) for tensor in given)
                 self._parts.setdefault(graph.key, EntrySource(str(function), source, detached))
                 self.calls.append(PartCall(graph.key, numbers, tuple(map(self.made, made))))
@@ -110,22 +110,21 @@ class _Recorder(TorchFunctionMode):
 class _Applied(nn.Module):
     """A function or module with its arguments, as a module of the tensors among these."""
 
-    def __init__(self, function: Callable[..., Any], arguments: Any) -> None:
+    def __init__(self, function: Callable[..., Any], inputs: Any, keywords: Any) -> None:
         super().__init__()
-        leaves, self._spec = pytree.tree_flatten(arguments)
         self.function = function
-        self.tensors: tuple[Tensor, ...] = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
-        self._others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        self._is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
+        self.tensors: tuple[Tensor, ...] = tuple(_tensors((inputs, keywords)))
+        self._arguments = pytree.tree_map_only(Tensor, lambda tensor: _Place(), (inputs, keywords))
 
     def forward(self, *tensors: Tensor) -> Any:
         left = iter(tensors)
-        leaves = [
-            next(left) if is_tensor else other
-            for is_tensor, other in zip(self._is_tensor, self._others, strict=True)
-        ]
-        inputs, keywords = pytree.tree_unflatten(leaves, self._spec)
+        inputs, keywords = pytree.tree_map_only(_Place, lambda place: next(left), self._arguments)
         return self.function(*inputs, **keywords)
+
+
+@final
+class _Place:
+    """Of a tensor among arguments."""
 
 
 def _tensors(things: Any) -> list[Tensor]:

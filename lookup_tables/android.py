@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from lookup_tables.build import Progress
 from lookup_tables.device import DeviceFingerprint, cpu_name
 from lookup_tables.measure import SAMPLE_SECONDS, SAMPLES, WARMUPS, measure_by
+from lookup_tables.progress import Progress
 from lookup_tables.runner import (
     LONGEST_WAIT_SECONDS,
     MANIFEST,
@@ -35,6 +35,7 @@ from lookup_tables.runner import (
     item_name,
     manifest_digest,
     read_manifest,
+    to_profile,
 )
 from lookup_tables.session import SessionSettings
 
@@ -72,6 +73,11 @@ class AdbDevice:
     perf_test: str
     serial: str | None = None
 
+    @property
+    def profiles(self) -> bool:
+        """Whether it can time parts inside networks."""
+        return False
+
     def measure(self, folder: Path, progress: Progress) -> None:
         """Pushes a bundle's models, measures what is missing, and appends it to its ``results.jsonl``.
 
@@ -83,6 +89,11 @@ class AdbDevice:
         settings = SessionSettings.from_json(manifest["settings"])
         if settings.runtime != "onnxruntime":
             raise ValueError(f"by adb ONNX Runtime measures; the bundle is for {settings.runtime}")
+        if to_profile(manifest):
+            raise ValueError(
+                "by adb every part is measured alone: build by method 'isolated' or 'slope'; what profiles "
+                "networks needs Python on the device"
+            )
         there = _folder_there(folder)
         tool = self._push(folder, manifest, there, progress)
         cpus = self._fastest(settings.threads)
@@ -101,7 +112,7 @@ class AdbDevice:
             before, total = len(results.found), len(manifest["measure"])
             measure_by(
                 visiting,
-                results.missing(),
+                list(results.missing()),
                 seed=manifest["seed"],
                 progress=lambda done, _: progress("measuring by adb", before + done, total),
                 on_result=lambda name, found: results.add(name, found, {"celsius": heat.celsius()}),

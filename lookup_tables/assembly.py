@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
-
-_OWNER = re.compile(r"p(\d+)\.")
 
 
 @final
@@ -128,34 +125,6 @@ def assembled(wiring: Wiring, parts: Mapping[str, bytes]) -> bytes:
     )
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
-
-
-def owners(optimised: onnx.ModelProto) -> dict[str, int]:
-    """Which call each node of an assembled network belongs to, after a runtime has rewritten it.
-
-    A fused node keeps the name of the node that does its work (ONNX Runtime: a convolution with what was
-    added to it keeps the convolution's), so the name decides first. A node that the runtime put between (a
-    reorder of the layout) belongs to the part whose tensor it makes; if that has no owner either, to who
-    reads it; and at last to who feeds it.
-    """
-    nodes = optimised.graph.node
-    found = {node.name: owner for node in nodes if (owner := _owner((node.name, *node.output))) is not None}
-    made_by = {name: node.name for node in nodes for name in node.output}
-    for node in reversed(nodes):
-        readers = (other.name for other in nodes if set(other.input) & set(node.output))
-        known = [found[name] for name in readers if name in found]
-        if node.name not in found and known:
-            found[node.name] = min(known)
-    for node in nodes:
-        known = [found[made_by[name]] for name in node.input if made_by.get(name) in found]
-        if node.name not in found and known:
-            found[node.name] = max(known)
-    return found
-
-
-def _owner(names: Sequence[str]) -> int | None:
-    matches = (_OWNER.search(name) for name in names)
-    return next((int(match.group(1)) for match in matches if match), None)
 
 
 def _named(value: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:

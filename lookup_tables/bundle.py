@@ -14,18 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from lookup_tables.build import (
-    EntrySource,
-    Method,
-    Progress,
-    SubnetSource,
-    Which,
-    assemble_table,
-    by_key,
-    export_models,
-    to_measure,
-)
+from lookup_tables.build import check_networks
 from lookup_tables.device import DeviceFingerprint
+from lookup_tables.from_measurements import assemble_table, times_by_key
+from lookup_tables.progress import Progress
 from lookup_tables.runner import (
     BUNDLE_SCHEMA,
     MANIFEST,
@@ -34,14 +26,25 @@ from lookup_tables.runner import (
     Results,
     manifest_text,
     read_manifest,
+    to_profile,
 )
 from lookup_tables.session import SessionSettings
+from lookup_tables.sources import (
+    EntrySource,
+    Method,
+    Networks,
+    SubnetSource,
+    Which,
+    by_key,
+    export_models,
+    put_together,
+    to_measure,
+)
 from lookup_tables.table import LookupTable
 from lookup_tables.whole_file import write_whole
 
 # The runner and all that it is made of; a name stands in one of them only.
-_RUNNER_MODULES = ("worker", "session", "device", "measure", "runner")
-_METHODS = ("isolated", "slope")
+_RUNNER_MODULES = ("worker", "session", "device", "measure", "profiled", "runner")
 _SHOWN = 3  # missing measurements that an error names
 
 _HEAD = '''#!/usr/bin/env python3
@@ -75,6 +78,7 @@ def write_bundle(
     space: str,
     settings: SessionSettings,
     method: Method = "isolated",
+    networks: Networks | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> None:
@@ -84,18 +88,15 @@ def write_bundle(
     completed.
 
     Args:
-        entries, subnets, space, settings, seed, progress: as for `lookup_tables.build_table`.
+        entries, subnets, space, settings, method, networks, seed, progress: as for
+            `lookup_tables.build_table`.
         folder: of the bundle.
-        method: ``isolated`` or ``slope``, as for `lookup_tables.build_table`.
 
     Raises:
-        ValueError: no subnet, a method that reads ONNX Runtime's profiles, a module that cannot be exported,
-            or a folder that holds something else.
+        ValueError: no subnet, no networks to profile, a module that cannot be exported, or a folder that
+            holds something else.
     """
-    if not subnets:
-        raise ValueError("a table is calibrated on whole networks: give at least one subnet")
-    if method not in _METHODS:
-        raise ValueError(f"elsewhere entries are measured as {' or '.join(_METHODS)}; got {method!r}")
+    check_networks(subnets, method, networks, settings)
     folder = Path(folder)
     keyed = by_key(subnets)
     asked: dict[str, Any] = {
@@ -107,6 +108,9 @@ def write_bundle(
         "entries": {key: source.name for key, source in entries.items()},
         "subnets": [{"key": key, "name": net.name, "parts": list(net.keys)} for key, net in keyed.items()],
     }
+    wirings = networks.by_name() if method == "profiled" and networks is not None else {}
+    if wirings:
+        asked["networks"] = list(wirings)
     if (folder / MANIFEST).exists():
         there = read_manifest(folder)
         if {name: there.get(name) for name in asked} != asked:
@@ -114,8 +118,11 @@ def write_bundle(
         return
     if folder.exists() and any(path.name not in (RUNNER, "models") for path in folder.iterdir()):
         raise ValueError(f"'{folder}' holds other files; write the bundle into a new folder")
-    wanted = to_measure(entries, keyed, seed, method)
     report = progress or (lambda what, done, total: None)
+    whole = put_together(wirings, {} if networks is None else networks.parts, settings, report)
+    calls = {name: [call.key for call in wirings[name].live()] for name in whole}
+    profiled = {key for keys in calls.values() for key in keys}
+    wanted = to_measure([key for key in entries if key not in profiled], keyed, seed, method)
     models, reference = export_models(wanted, entries, keyed, settings, report)
     files: dict[str, bytes] = {RUNNER: runner_script().encode()}
 
@@ -126,6 +133,10 @@ def write_bundle(
 
     measure = [{"kind": kind, "key": key, "file": stored(models[kind, key])} for kind, key in wanted]
     manifest = {**asked, "measure": measure, "reference": stored(reference)}
+    if whole:
+        manifest["profile"] = [
+            {"key": name, "file": stored(model), "calls": calls[name]} for name, model in whole.items()
+        ]
     manifest["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     for name, content in files.items():
         write_whole(folder / name, content)
@@ -134,6 +145,10 @@ def write_bundle(
 
 class OtherDevice(Protocol):
     """A device reached from here: by ssh (`lookup_tables.remote`) or adb (`lookup_tables.android`)."""
+
+    @property
+    def profiles(self) -> bool:
+        """Whether it can time parts inside networks."""
 
     def measure(self, folder: Path, progress: Progress) -> None:
         """Measures what is missing of a bundle, and leaves ``results.jsonl`` in its folder."""
@@ -151,6 +166,7 @@ def build_table_on(
     space: str,
     settings: SessionSettings,
     method: Method = "isolated",
+    networks: Networks | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> LookupTable:
@@ -161,8 +177,8 @@ def build_table_on(
 
     Args:
         device: which measures.
-        entries, subnets, path, space, settings, seed, progress: as for `lookup_tables.build_table`.
-        method: as for `write_bundle`.
+        entries, subnets, path, space, settings, method, networks, seed, progress: as for
+            `lookup_tables.build_table`.
 
     Raises:
         ValueError: as for `write_bundle`; the device cannot be reached or cannot measure; or there is a table
@@ -187,6 +203,7 @@ def build_table_on(
         space=space,
         settings=settings,
         method=method,
+        networks=networks,
         seed=seed,
         progress=report,
     )
@@ -220,9 +237,9 @@ def import_bundle(path: str | Path) -> LookupTable:
         raise ValueError(
             f"'{results.path}' holds the results of another bundle; bring back those of this one"
         )
-    if missing := results.missing():
+    if missing := [*results.missing(), *(f"profile {key}" for key in results.unprofiled())]:
         raise ValueError(
-            f"{len(missing)} of {len(manifest['measure'])} measurements are missing ("
+            f"{len(missing)} of {results.total} measurements are missing ("
             f"{', '.join(missing[:_SHOWN])}{', …' if len(missing) > _SHOWN else ''}): run `python3 {RUNNER}` "
             "in the bundle's folder on the device again, it goes on where it stopped; then import again"
         )
@@ -240,6 +257,10 @@ def import_bundle(path: str | Path) -> LookupTable:
             settings=SessionSettings.from_json(manifest["settings"]),
             clock=results.header["clock"],
             method=manifest["method"],
+            profiles={
+                item["key"]: times_by_key(item["calls"], results.profiles[item["key"]])
+                for item in to_profile(manifest)
+            },
         )
     except (KeyError, TypeError) as error:
         raise ValueError(

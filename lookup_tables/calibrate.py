@@ -125,7 +125,8 @@ def accuracy_of(
     errors = np.abs(predicted / measured - 1.0) * 100
     residuals = np.sort(measured / predicted - 1.0)
     rank = max(1, math.floor((count + 1) * miscoverage / 2))
-    correlation = float(spearmanr(predicted, measured).statistic) if count > 2 else math.nan
+    is_ordered = count > 2 and np.ptp(predicted) > 0 and np.ptp(measured) > 0
+    correlation = float(spearmanr(predicted, measured).statistic) if is_ordered else math.nan
     return Accuracy(
         mape_percent=float(errors.mean()),
         within_5_percent=float((errors <= 5).mean() * 100),

@@ -1,29 +1,36 @@
-"""How long each part of whole networks takes while the others run around it."""
+"""How long each part of whole networks takes while the others run around it.
+
+This file goes into bundles, as `lookup_tables.measure` does: it runs on Python 3.8 and needs numpy alone.
+"""
 
 from __future__ import annotations
 
 import random
+import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol, final
+from typing import TYPE_CHECKING, Protocol, final
 
 import numpy as np
-import numpy.typing as npt
-import onnx
 
-from lookup_tables.assembly import owners
 from lookup_tables.measure import Worker
 from lookup_tables.session import SessionSettings
 
-# By the place of the part's call in the network: microseconds of one run, in each session.
-PartTimes = dict[int, tuple[float, ...]]
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
-_CHUNK = 24  # networks a worker process
+    # By the place of the part's call in the network: microseconds of one run, in each session.
+    PartTimes = dict[int, tuple[float, ...]]
+
+_NETWORKS = 24  # a worker process
 _SESSIONS = 3  # a network
 _RUNS = 30  # a session, under the profiler
-_SAMPLES = 5  # a session, without it
+_WITHOUT = 5  # samples of a session without it
+_OWNER = re.compile(r"p(\d+)\.")
 
 
 class Profile(Protocol):
@@ -47,6 +54,7 @@ def profile(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     on_result: Callable[[str, PartTimes], None] | None = None,
+    opening: Callable[[], AbstractContextManager[Worker]] | None = None,
 ) -> dict[str, PartTimes]:
     """Times the parts of assembled networks by ONNX Runtime's own profiler, in worker processes.
 
@@ -62,6 +70,7 @@ def profile(
         seed: of the order and of the random inputs.
         progress: told how many networks are done, and how many there are.
         on_result: called with each key and its times as soon as its worker has finished.
+        opening: starts a worker, in place of our own.
 
     Returns:
         For each network, each part that has a node of its own left: what a runtime fuses into another part's
@@ -73,11 +82,12 @@ def profile(
     """
     results: dict[str, PartTimes] = {}
     keys = list(networks)
-    for first in range(0, len(keys), _CHUNK):
-        chunk = keys[first : first + _CHUNK]
+    for first in range(0, len(keys), _NETWORKS):
+        chunk = keys[first : first + _NETWORKS]
         generator = random.Random(f"{seed} {first}")
         sessions: dict[str, list[_Session]] = {key: [] for key in chunk}
-        with tempfile.TemporaryDirectory(prefix="lookup_tables-") as folder, Worker(settings, seed) as worker:
+        scratch = tempfile.TemporaryDirectory(prefix="lookup_tables-")
+        with scratch as folder, (opening or partial(Worker, settings, seed))() as worker:
             optimised = Path(folder, "optimised.onnx")
             paths = {key: Path(folder, f"{place}.onnx") for place, key in enumerate(chunk)}
             for key, path in paths.items():
@@ -86,10 +96,10 @@ def profile(
             for done in range(1, _SESSIONS + 1):
                 for key in generator.sample(chunk, len(chunk)):
                     nodes, whole = worker.node_times(
-                        paths[key], f"network '{key}'", _RUNS, _SAMPLES, optimised
+                        paths[key], f"network '{key}'", _RUNS, _WITHOUT, optimised
                     )
                     if key not in belongs:
-                        belongs[key] = owners(onnx.load(str(optimised)))
+                        belongs[key] = owners(nodes_of(optimised.read_bytes()))
                     sessions[key].append(_session(nodes, whole, belongs[key]))
                 if progress is not None:
                     progress(first + len(chunk) * done // _SESSIONS, len(keys))
@@ -138,3 +148,84 @@ def _session(nodes: Mapping[str, list[float]], whole: list[float], belongs: Mapp
 def _undisturbed(runs: npt.NDArray[np.float64]) -> float:
     ordered = np.sort(runs)
     return float(ordered[len(ordered) // 10 : max(len(ordered) // 2, 1)].mean())
+
+
+@final
+@dataclass(frozen=True)
+class Node:
+    """What a node of an ONNX model is called, reads and makes."""
+
+    name: str
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+
+
+def owners(nodes: Sequence[Node]) -> dict[str, int]:
+    """Which call each node of an assembled network belongs to, after a runtime has rewritten it.
+
+    A fused node keeps the name of the node that does its work (ONNX Runtime: a convolution with what was
+    added to it keeps the convolution's), so the name decides first. A node that the runtime put between (a
+    reorder of the layout) belongs to the part whose tensor it makes; if that has no owner either, to who
+    reads it; and at last to who feeds it.
+    """
+    found = {n.name: owner for n in nodes if (owner := _owner((n.name, *n.outputs))) is not None}
+    made_by = {name: node.name for node in nodes for name in node.outputs}
+    for node in reversed(nodes):
+        readers = (other.name for other in nodes if set(other.inputs) & set(node.outputs))
+        known = [found[name] for name in readers if name in found]
+        if node.name not in found and known:
+            found[node.name] = min(known)
+    for node in nodes:
+        known = [found[made_by[name]] for name in node.inputs if made_by.get(name) in found]
+        if node.name not in found and known:
+            found[node.name] = max(known)
+    return found
+
+
+def _owner(names: Sequence[str]) -> int | None:
+    matches = (_OWNER.search(name) for name in names)
+    return next((int(match.group(1)) for match in matches if match), None)
+
+
+def nodes_of(model: bytes) -> list[Node]:
+    """The nodes of an ONNX file, read from its bytes: a device that measures has no onnx.
+
+    By protobuf's encoding, and the numbers of the fields in onnx/onnx, onnx/onnx.proto: a model's graph is
+    7, a graph's node 1, a node's input 1, output 2 and name 3.
+    """
+    graphs = [graph for number, graph in _fields(memoryview(model)) if number == 7]
+    nodes = []
+    for content in (content for graph in graphs for number, content in _fields(graph) if number == 1):
+        found: dict[int, list[str]] = {1: [], 2: [], 3: []}
+        for number, text in _fields(content):
+            if number in found:
+                found[number].append(bytes(text).decode())
+        nodes.append(Node("".join(found[3]), found[1], found[2]))
+    return nodes
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The fields of a protobuf message that hold bytes, text or a message, by number."""
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        kind = tag & 7
+        if kind == 0:
+            _, at = _varint(message, at)
+        elif kind == 2:
+            size, at = _varint(message, at)
+            yield tag >> 3, message[at : at + size]
+            at += size
+        else:
+            at += {1: 8, 5: 4}[kind]
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    """A whole number, seven bits a byte from the lowest on, and where it ends."""
+    number = shift = 0
+    while True:
+        byte = message[at]
+        number |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return number, at

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from lookup_tables.operators import Operator, Shape, executed_operators
 
 _POOLS = {"mean", "avg_pool2d", "_adaptive_avg_pool2d"}
 _SHOWN = 3
+_LARGEST = 1e300  # whole numbers beyond it are no floating point numbers
 
 
 class PublishedTable(Protocol):
@@ -71,27 +73,29 @@ class BlockTable:
         text = _text(path)
         try:
             raw = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"'{path}' is no table of plain YAML: {' '.join(str(error).split())}; a file that asks for "
                 "Python objects is not loaded"
             ) from error
         if not isinstance(raw, dict) or not raw:
             raise ValueError(
-                f"'{path}' must map block keys to records with a mean; it holds {str(raw)[:80]!r}"
+                f"'{path}' must map block keys to records with a mean; it holds {reprlib.repr(raw)}"
             )
         blocks = {}
         for key, record in raw.items():
             if not isinstance(record, dict) or not isinstance(key, str):
                 raise ValueError(
-                    f"'{path}': '{key}' must have a record with a mean, got {str(record)[:80]!r}"
+                    f"'{path}': {reprlib.repr(key)} must have a record with a mean, got "
+                    f"{reprlib.repr(record)}"
                 )
             mean = _positive(record.get("mean"), f"'{path}': mean of '{key}'")
             count, variance = record.get("count", 1), record.get("var", 0.0)
-            if type(count) is not int or count < 1 or not isinstance(variance, int | float) or variance < 0:
+            is_number = isinstance(variance, int | float) and 0 <= variance < _LARGEST
+            if type(count) is not int or count < 1 or not is_number:
                 raise ValueError(
                     f"'{path}': '{key}' needs a count of at least 1 and a variance of at least 0, got "
-                    f"{count!r} and {variance!r}"
+                    f"{reprlib.repr(count)} and {reprlib.repr(variance)}"
                 )
             blocks[key] = BlockRecord(mean * 1e3, float(variance) * 1e6, count)
         return cls(Path(path).name, blocks)
@@ -233,15 +237,16 @@ class OperatorTable:
                 shapes = tuple(tuple(int(n) for n in shape) for shape in record["input_shapes"])
                 stride = _argument(record["op_args"], "stride", 1)
                 its_device = str(record["device"])
-            except (ValueError, KeyError, TypeError) as error:
+                is_channels_last = record["op_type"].startswith("Int8")
+                normal = None if family is None else _normal(family, shapes, is_channels_last)
+            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
                 raise ValueError(f"{where} is no operator record: {error!r}") from error
             if device not in (None, its_device):
                 continue
             devices.add(its_device)
             time = _positive(record.get("runtime_us_p50"), f"{where}: runtime_us_p50")
-            if family is not None:
-                is_channels_last = record["op_type"].startswith("Int8")
-                key = (family, _normal(family, shapes, is_channels_last), stride)
+            if family is not None and normal is not None:
+                key = (family, normal, stride)
                 found.setdefault(key, []).append(time)
         if len(devices) > 1:
             raise ValueError(f"'{path}' holds records of {sorted(devices)}: name one as device=")
@@ -311,8 +316,8 @@ def _size(shape: Shape) -> str:
 
 
 def _positive(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ValueError(f"{where} must be a time above 0, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _LARGEST:
+        raise ValueError(f"{where} must be a time above 0, got {reprlib.repr(value)}")
     return float(value)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
@@ -46,16 +48,17 @@ def quantise(model: bytes, batches: Iterable[Inputs], nodes: Sequence[str] | Non
     with tempfile.TemporaryDirectory(prefix="lookup_tables-") as folder:
         given, made = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
         onnx.save(loaded, given)
-        quantize_static(
-            given,
-            made,
-            reader,
-            quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            nodes_to_quantize=None if nodes is None else list(nodes),
-        )
+        with _quiet():
+            quantize_static(
+                given,
+                made,
+                reader,
+                quant_format=QuantFormat.QDQ,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+                nodes_to_quantize=None if nodes is None else list(nodes),
+            )
         quantised = onnx.load(made)
     facts = {key: fact for key, fact in _facts(quantised).items() if key not in _LEFT_BEHIND}
     onnx.helper.set_model_props(quantised, facts)
@@ -99,6 +102,23 @@ def quantised_nodes(model: bytes) -> set[str]:
         if wanted and all(name in dequantised for name in wanted):
             found.add(node.name)
     return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back that a BatchNorm which stands alone has one scale, which is said once a weight."""
+    root, nowhere = logging.getLogger(), logging.NullHandler()
+
+    def is_for_users(record: logging.LogRecord) -> bool:
+        return "is out-of-range for weight" not in record.getMessage()
+
+    root.addFilter(is_for_users)
+    root.addHandler(nowhere)  # else the quantiser's first line would set up the root logger
+    try:
+        yield
+    finally:
+        root.removeHandler(nowhere)
+        root.removeFilter(is_for_users)
 
 
 @final

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from lookup_tables.build import Progress
+from lookup_tables.progress import Progress
 from lookup_tables.runner import MANIFEST, RESULTS, RUNNER, manifest_digest, read_manifest
 from lookup_tables.whole_file import write_whole
 
@@ -95,6 +95,11 @@ class SshDevice:
         options = [word for option in (*self.options, *_OPTIONS) for word in ("-o", option)]
         port = [] if self.port is None else ["-p", str(self.port)]
         return ["ssh", "-T", *options, *port, "--", self.host, shlex.join(words)]
+
+    @property
+    def profiles(self) -> bool:
+        """Whether it can time parts inside networks."""
+        return True
 
     def measure(self, folder: Path, progress: Progress) -> None:
         """Sends a bundle unless it is there, runs it, and brings ``results.jsonl`` into its folder.

@@ -29,12 +29,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, final
 
 from lookup_tables.device import DeviceFingerprint, fingerprint
-from lookup_tables.measure import Measurement, in_worker, measure_by
+from lookup_tables.measure import Measurement, Worker, in_worker, measure_by
+from lookup_tables.profiled import profile
 from lookup_tables.session import SessionSettings
 from lookup_tables.worker import serve
 
 if TYPE_CHECKING:
     from lookup_tables.measure import Visit
+    from lookup_tables.profiled import PartTimes
 
 BUNDLE_SCHEMA = "hwnas table bundle, version 1"
 RESULTS_SCHEMA = "hwnas bundle results, version 1"
@@ -96,7 +98,8 @@ def checked_manifest(manifest: Any) -> dict[str, Any]:
     """
     if manifest["schema"] != BUNDLE_SCHEMA:
         raise ValueError(f"its schema must be {BUNDLE_SCHEMA!r}; it is {manifest['schema']!r}")
-    files = [manifest["reference"], *(item["file"] for item in manifest["measure"])]
+    items = [*manifest["measure"], *to_profile(manifest)]
+    files = [manifest["reference"], *(item["file"] for item in items)]
     unlisted = [name for name in files if name not in manifest["files"]]
     outside = [name for name in manifest["files"] if Path(name).is_absolute() or ".." in Path(name).parts]
     if unlisted or outside:
@@ -105,8 +108,16 @@ def checked_manifest(manifest: Any) -> dict[str, Any]:
     return dict(manifest)
 
 
+def to_profile(manifest: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The networks whose parts are timed inside them: ``file``, ``key``, and the keys of their ``calls``."""
+    networks: Sequence[Mapping[str, Any]] = manifest.get("profile", [])
+    if not all(isinstance(item["calls"], list) for item in networks):
+        raise ValueError("a network to profile must list its calls")
+    return networks
+
+
 def item_name(item: Mapping[str, Any]) -> str:
-    """What a measurement is called in messages."""
+    """What a measurement is called in messages; it is made of a kind and a key."""
     return f"{item['kind']} {item['key']}"
 
 
@@ -120,12 +131,10 @@ def _digest(path: Path) -> str:
 
 @final
 class _Files(Mapping):  # type: ignore[type-arg]  # Python 3.8 has no Mapping[str, bytes] to inherit from
-    """The models of a bundle, each read when it is asked for: a small device holds few of them at once."""
+    """Models of a bundle, each read when it is asked for: a small device holds few of them at once."""
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
-        self._paths: dict[str, Path] = {
-            item_name(item): folder / item["file"] for item in manifest["measure"]
-        }
+    def __init__(self, folder: Path, items: Mapping[str, Mapping[str, Any]]) -> None:
+        self._paths: dict[str, Path] = {name: folder / item["file"] for name, item in items.items()}
 
     def __getitem__(self, name: str) -> bytes:
         return self._paths[name].read_bytes()
@@ -155,7 +164,9 @@ class Results:
         self.path = path
         self.header: dict[str, Any] = {}
         self.found: dict[str, Measurement] = {}
+        self.profiles: dict[str, PartTimes] = {}  # of networks, by key
         self._items: dict[str, Mapping[str, Any]] = {}  # the manifest's, by name
+        self._networks: dict[str, Mapping[str, Any]] = {}  # those that are profiled, by key
         self._file: IO[bytes] | None = None
         self._read()
 
@@ -183,6 +194,9 @@ class Results:
             DeviceFingerprint.from_json(record["device"])
             self._begin(record)
             return
+        if record["kind"] == "profile":
+            self._take_profile(record)
+            return
         numbers = {name: record[name] for name in ("median_us", "p10_us", "p90_us", "samples")}
         measured = Measurement(**numbers)
         if not all(type(n) in (int, float) and math.isfinite(n) and n > 0 for n in numbers.values()):
@@ -191,13 +205,42 @@ class Results:
             raise ValueError(f"'{item_name(record)}' is not in the manifest")
         self.found.setdefault(item_name(record), measured)
 
+    def _take_profile(self, record: Mapping[str, Any]) -> None:
+        if record["key"] not in self._networks:
+            raise ValueError(f"'{item_name(record)}' is not in the manifest")
+        calls = len(self._networks[record["key"]]["calls"])
+        times = {place: tuple(us) for place, us in record["us"]}
+        fits = all(type(place) is int and 0 <= place < calls for place in times)
+        sessions = {len(us) for us in times.values()}
+        if not fits or len(sessions) != 1 or 0 in sessions:
+            raise ValueError(f"'{item_name(record)}' was not timed at places of its {calls} parts")
+        if not all(
+            type(n) in (int, float) and math.isfinite(n) and n >= 0 for us in times.values() for n in us
+        ):
+            raise ValueError(f"'{item_name(record)}' was measured as {times}")
+        self.profiles.setdefault(record["key"], times)
+
     def _begin(self, header: dict[str, Any]) -> None:
         self.header = header
         self._items = {item_name(item): item for item in header["manifest"]["measure"]}
+        self._networks = {item["key"]: item for item in to_profile(header["manifest"])}
 
-    def missing(self) -> list[str]:
-        """What is still to be measured, in its order."""
-        return [name for name in self._items if name not in self.found]
+    @property
+    def total(self) -> int:
+        """How many measurements and profiles there will be."""
+        return len(self._items) + len(self._networks)
+
+    @property
+    def done(self) -> int:
+        return len(self.found) + len(self.profiles)
+
+    def missing(self) -> dict[str, Mapping[str, Any]]:
+        """What is still to be measured, in its order, by name."""
+        return {name: item for name, item in self._items.items() if name not in self.found}
+
+    def unprofiled(self) -> dict[str, Mapping[str, Any]]:
+        """The networks that are still to be profiled, by key."""
+        return {key: item for key, item in self._networks.items() if key not in self.profiles}
 
     @contextmanager
     def recording(
@@ -245,6 +288,11 @@ class Results:
         record.update(facts)
         self._append(record)
         self.found[name] = measured
+
+    def add_profile(self, key: str, times: PartTimes, facts: Mapping[str, Any]) -> None:
+        """Appends the times of one network's parts."""
+        self._append({"kind": "profile", "key": key, "us": sorted(times.items()), **facts})
+        self.profiles[key] = times
 
     def _append(self, record: Mapping[str, Any]) -> None:
         assert self._file is not None, "only while recording"
@@ -367,8 +415,8 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _progress(results: Results, as_json: bool) -> Callable[[int, int], None]:
-    """Tells how much is done of the whole bundle, and how long the rest will take."""
-    before, total = len(results.found), len(results.header["manifest"]["measure"])
+    """Tells how much is done of the whole bundle, and how long the rest of this step will take."""
+    before, total = results.done, results.total
     started, said, most = time.monotonic(), -math.inf, 0
 
     def tell(done: int, of: int) -> None:
@@ -405,21 +453,36 @@ def measure_bundle(folder: Path, arguments: argparse.Namespace) -> None:
     _check_runtime(device, settings.runtime)
     cpus = None if arguments.no_pin else pin(settings.threads)
     results = Results(folder / RESULTS)
-    files = _Files(folder, manifest)
     heat = Heat(arguments.max_celsius, arguments.max_wait, say=lambda line: print(line, flush=True))
     reference, seed = (folder / manifest["reference"]).read_bytes(), manifest["seed"]
     command = [sys.executable, str(Path(__file__).resolve()), "--worker"]
 
     @contextmanager
-    def visiting(names: Sequence[str]) -> Iterator[Visit]:
+    def opening() -> Iterator[Worker]:
         heat.wait()
-        with in_worker(names, files, reference, settings, seed, command) as visit:
-            yield visit
+        with Worker(settings, seed, command) as worker:
+            yield worker
 
     with results.recording(manifest, device, {"clock": settings.clock, "cpus": cpus}):
+        profile(
+            _Files(folder, results.unprofiled()),
+            settings,
+            seed=seed,
+            progress=_progress(results, arguments.json),
+            on_result=lambda key, times: results.add_profile(key, times, {"celsius": heat.celsius()}),
+            opening=opening,
+        )
+        files = _Files(folder, results.missing())
+
+        @contextmanager
+        def visiting(names: Sequence[str]) -> Iterator[Visit]:
+            heat.wait()
+            with in_worker(names, files, reference, settings, seed, command) as visit:
+                yield visit
+
         measure_by(
             visiting,
-            results.missing(),
+            list(files),
             seed=seed,
             progress=_progress(results, arguments.json),
             on_result=lambda name, measured: results.add(name, measured, {"celsius": heat.celsius()}),

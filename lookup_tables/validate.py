@@ -8,9 +8,11 @@ from typing import final
 
 from scipy.stats import binom
 
-from lookup_tables.build import TURNS, Measure, Progress, SubnetSource, by_key, export_models, to_measure
+from lookup_tables.build import Measure
 from lookup_tables.calibrate import accuracy_of, held_out_us
 from lookup_tables.measure import LARGEST_FLOOR_PERCENT, measure
+from lookup_tables.progress import Progress, step
+from lookup_tables.sources import TURNS, SubnetSource, by_key, export_models, to_measure
 from lookup_tables.table import Accuracy, LookupTable
 
 _CHANCE = 0.05  # an interval is doubted where what was seen would be rarer than this
@@ -73,7 +75,7 @@ def validate_table(
         table.settings,
         reference=reference,
         seed=seed,
-        progress=lambda done, total: report("measuring networks", done, total),
+        progress=step(report, "measuring networks"),
     )
     once, again = ([found[f"{turn} {key}"].median_us for key in nets] for turn in TURNS)
     intervals = [table.interval_us(us) for us in predicted]

@@ -213,7 +213,7 @@ def node_times(command: dict[str, Any]) -> dict[str, Any]:
     ends = [[event["ts"] + event["dur"]] for event in events if event["name"] == _RUN]
     starts = np.array([event["ts"] for event in kernels]).reshape(len(ends), -1)
     spans = np.diff(np.hstack([starts, ends]))[-runs:]
-    names = [event["name"].removesuffix(_KERNEL) for event in kernels[: starts.shape[1]]]
+    names = [event["name"][: -len(_KERNEL)] for event in kernels[: starts.shape[1]]]
     return {"nodes": {name: spans[:, n].tolist() for n, name in enumerate(names)}, "us": us}
 
 

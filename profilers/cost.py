@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from profilers import program
-from profilers.space import Architecture, Option
+from profilers.space import Architecture, Implied, Option
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.integer[Any]]
@@ -24,6 +25,24 @@ _CHUNK = 16_384
 
 # Cells of a table up to which it is contracted together with all others.
 _SMALL = 1_024
+# Cells of a table from which a box is told from other tables: for fewer, the cells are as quick.
+_LEAST_BOX = 128
+
+
+@final
+@dataclass(frozen=True)
+class Box:
+    """A table with one number inside a box and another one outside of it.
+
+    Attributes:
+        allowed: bool ``(options,)`` for each axis; a cell is inside where every axis has an allowed option.
+        inside: the number there.
+        outside: the number everywhere else.
+    """
+
+    allowed: tuple[npt.NDArray[np.bool_], ...]
+    inside: float
+    outside: float
 
 
 @final
@@ -49,13 +68,24 @@ class CostTable:
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"the labels of a cost table must differ, got {self.labels}")
 
+    @cached_property
+    def box(self) -> Box | None:
+        """What a large table is, if it is a box: what always costs the same and runs under many conditions.
+
+        Its expectation is a product, not a sum over all cells, and an integer program needs one variable
+        for it. None for small tables, where that saves nothing.
+        """
+        return _box_of(self.values) if self.values.size >= _LEAST_BOX else None
+
 
 @final
 class Cost:
     """What every architecture of a space costs: ``constant + Σ table[a[c1], a[c2], ...]``.
 
     A place of the network that depends on ``k`` choices is a table of ``k`` axes. Tables over the same
-    choices, or over some of another table's choices, are added up, so that there are as few as possible.
+    choices, or over some of another table's choices, are added up, so that there are as few as possible; but
+    a large `Box` is added to equal boxes alone. Axes along which nothing changes are left out. An axis may
+    also be a label that choices imply, and all that is said here stays exact.
     A cost does not change after it was made; costs of one space and unit add.
 
     >>> kernel = CostTable(("kernel", "width"), np.array([[1.0, 2.0], [3.0, 6.0]]))
@@ -70,31 +100,47 @@ class Cost:
         constant: float,
         tables: Sequence[CostTable],
         unit: str,
+        implied: Sequence[Implied] = (),
     ) -> None:
         """Add up the tables.
 
         Args:
             options: every choice of the space with its options, in the space's order.
             constant: what every architecture costs.
-            tables: in any order, over labels of ``options`` in any order.
+            tables: in any order, over labels of ``options`` and ``implied`` in any order.
             unit: ``"ms"``, ``"MAC"``, ... Costs of two units do not add.
+            implied: what follows from the choices, parents first; what no table needs is left out.
 
         Raises:
-            ValueError: a table has an unknown label, a wrong shape, or a number that is not finite.
+            ValueError: a table has an unknown label, a wrong shape, or a number that is not finite; or one
+                choice is behind two labels of a table.
         """
+        every = {**options, **{follows.label: follows.options for follows in implied}}
         for table in tables:
-            _check_table(table, options)
+            _check_table(table, every)
         if not math.isfinite(constant):
             raise ValueError(f"a cost's constant must be finite, got {constant}")
         self.options: Mapping[str, tuple[Option, ...]] = dict(options)
-        self.constant = float(constant) + sum(float(t.values) for t in tables if not t.labels)
-        self.tables = _merged([t for t in tables if t.labels], self.options)
+        merged = _merged([table for table in tables if table.labels], every)
+        constants = [table for table in (*tables, *merged) if not table.labels]
+        self.constant = float(constant) + sum(float(table.values) for table in constants)
+        self.tables = tuple(table for table in merged if table.labels)
         self.unit = unit
-        self._column = {label: i for i, label in enumerate(self.options)}
+        needed = {label for table in self.tables for label in table.labels}
+        for follows in reversed(implied):
+            if follows.label in needed:
+                needed.update(follows.parents)
+        self.implied = tuple(follows for follows in implied if follows.label in needed)
+        self._column = {label: i for i, label in enumerate((*self.options, *(f.label for f in self.implied)))}
         self._position = {
             label: {_hashable(o): i for i, o in enumerate(choice)} for label, choice in self.options.items()
         }
-        self._used = tuple(label for label in self.options if any(label in t.labels for t in self.tables))
+        self._used = tuple(label for label in self.options if label in needed)
+        self.choices_behind = _choices_behind(self.options, self.implied)
+        for labels in (*(t.labels for t in self.tables), *(f.parents for f in self.implied)):
+            behind = [choice for label in labels for choice in self.choices_behind[label]]
+            if len(set(behind)) < len(behind):
+                raise ValueError(f"no choice can be behind two labels of one table, got {labels}")
 
     def of(self, architecture: Mapping[str, Option]) -> float:
         """The cost of one architecture.
@@ -102,10 +148,26 @@ class Cost:
         Raises:
             ValueError: a label that the cost depends on is missing, or has an option that does not exist.
         """
+        numbers = self.numbers(architecture)
         total = self.constant
         for table in self.tables:
-            total += float(table.values[tuple(self._index(label, architecture) for label in table.labels)])
+            total += float(table.values[tuple(numbers[label] for label in table.labels)])
         return total
+
+    def numbers(self, architecture: Mapping[str, Option]) -> dict[str, int]:
+        """The number of the option of each label that the cost depends on, what is implied included.
+
+        Raises:
+            ValueError: a label is missing, or has an option that does not exist.
+        """
+        return self.followed({label: self._index(label, architecture) for label in self._used})
+
+    def followed(self, numbers: Mapping[str, int]) -> dict[str, int]:
+        """The numbers of options with those of the implied labels, which follow."""
+        found = dict(numbers)
+        for follows in self.implied:
+            found[follows.label] = int(follows.numbers[tuple(found[parent] for parent in follows.parents)])
+        return found
 
     def index(self, label: str, option: Option) -> int:
         """The number of an option among its choice's options.
@@ -146,7 +208,10 @@ class Cost:
         total = np.full(len(indices), self.constant)
         for start in range(0, len(indices), _CHUNK):
             # Whole columns of small integers: contiguous, and half the memory of int64.
-            columns = np.ascontiguousarray(indices[start : start + _CHUNK].T, dtype=np.int32)
+            columns = [*np.ascontiguousarray(indices[start : start + _CHUNK].T, dtype=np.int32)]
+            for follows in self.implied:
+                parents = tuple(columns[self._column[parent]] for parent in follows.parents)
+                columns.append(follows.numbers[parents].astype(np.int32))
             for labels, cells in self._flat_tables:
                 flat = columns[labels[0][0]] * labels[0][1]
                 for column, stride in labels[1:]:
@@ -173,11 +238,19 @@ class Cost:
         if not self._used:
             return torch.tensor(self.constant, dtype=torch.float64)
         checked = {label: self._checked(label, probabilities) for label in self._used}
+        for follows, (numbers, size) in zip(self.implied, self._implications, strict=True):
+            joint = checked[follows.parents[0]]
+            for parent in follows.parents[1:]:
+                joint = torch.outer(joint.reshape(-1), checked[parent])
+            checked[follows.label] = joint.new_zeros(size).index_add(0, numbers, joint.reshape(-1))
         flat = torch.cat([*checked.values(), _ONE])
         product = cells
         for factor in factors:
             product = product * flat.index_select(0, factor)
         total = product.sum() + self.constant
+        if self._boxes is not None:
+            shares, axes, outside, weights = self._boxes
+            total = total + outside + weights @ (shares @ flat)[axes].prod(dim=1)
         for labels, rest in self._large:
             for label in reversed(labels):
                 rest = rest @ checked[label]
@@ -198,7 +271,7 @@ class Cost:
 
     def __mul__(self, factor: float) -> Cost:
         tables = [CostTable(table.labels, table.values * factor) for table in self.tables]
-        return Cost(self.options, self.constant * factor, tables, self.unit)
+        return Cost(self.options, self.constant * factor, tables, self.unit, self.implied)
 
     def __neg__(self) -> Cost:
         return self * -1.0
@@ -212,7 +285,9 @@ class Cost:
                 f"{list(self.options)} and {list(other.options)}"
             )
         constant = self.constant + other.constant
-        return Cost(self.options, constant, [*self.tables, *other.tables], self.unit)
+        # Each in the order of its own; what both have is one.
+        implied = {follows.label: follows for follows in (*self.implied, *other.implied)}
+        return Cost(self.options, constant, [*self.tables, *other.tables], self.unit, [*implied.values()])
 
     @cached_property
     def _extremes(self) -> tuple[Architecture, Architecture]:
@@ -232,31 +307,69 @@ class Cost:
         return flat
 
     @cached_property
+    def _row(self) -> tuple[dict[str, int], int]:
+        """Where each label's probabilities begin in the row of them all, and where the row ends."""
+        sizes = {label: len(self.options[label]) for label in self._used}
+        sizes |= {follows.label: len(follows.options) for follows in self.implied}
+        ends = [0, *itertools.accumulate(sizes.values())]
+        return dict(zip(sizes, ends[:-1], strict=True)), ends[-1]
+
+    @cached_property
     def _contraction(self) -> tuple[Tensor, list[Tensor]]:
         """All small tables' cells in one row, and for each axis the places of the cells' probabilities.
 
-        The places point into the row of all probabilities with a 1 at its end, which stands for the
+        The places point into the row of all probabilities (`_row`) with a 1 at its end, which stands for the
         axes that a table does not have. A few operations then contract every table at once.
         """
-        sizes = [len(self.options[label]) for label in self._used]
-        offset = dict(zip(self._used, np.cumsum([0, *sizes[:-1]]), strict=True)) if sizes else {}
-        tables = [table for table in self.tables if table.values.size <= _SMALL]
+        first, end = self._row
+        tables = [t for t in self.tables if t.values.size <= _SMALL and t.box is None]
         width = max((len(table.labels) for table in tables), default=0)
         places: list[list[npt.NDArray[np.int64]]] = [[] for _ in range(width)]
         for table in tables:
             coordinates = np.indices(table.values.shape).reshape(len(table.labels), -1)
             for axis in range(width):
                 if axis < len(table.labels):
-                    places[axis].append(coordinates[axis] + offset[table.labels[axis]])
+                    places[axis].append(coordinates[axis] + first[table.labels[axis]])
                 else:
-                    places[axis].append(np.full(table.values.size, sum(sizes)))
+                    places[axis].append(np.full(table.values.size, end))
         cells = np.concatenate([np.zeros(0), *(table.values.ravel() for table in tables)])
         return torch.from_numpy(cells), [torch.from_numpy(np.concatenate(axis)) for axis in places]
 
     @cached_property
+    def _implications(self) -> list[tuple[Tensor, int]]:
+        """What each combination of an implied label's parents leads to, and how many options it has."""
+        return [(torch.from_numpy(f.numbers.reshape(-1)), len(f.options)) for f in self.implied]
+
+    @cached_property
+    def _boxes(self) -> tuple[Tensor, Tensor, float, Tensor] | None:
+        """(shares, axes, outside, weights) of all boxes together; None where there are none.
+
+        ``shares @ row`` are the probabilities that axes have an allowed option, of the row that
+        `_contraction` describes; ``axes`` has the places of each box's own, filled up with the place of a 1;
+        inside a box the cost is the weight more than outside.
+        """
+        boxes = [(table.labels, table.box) for table in self.tables if table.box is not None]
+        if not boxes:
+            return None
+        first, end = self._row
+        rows = np.zeros((1 + sum(len(labels) for labels, _ in boxes), end + 1))
+        rows[0, -1] = 1.0
+        axes = np.zeros((len(boxes), max(len(labels) for labels, _ in boxes)), dtype=np.int64)
+        row = 1
+        for number, (labels, box) in enumerate(boxes):
+            for axis, (label, allowed) in enumerate(zip(labels, box.allowed, strict=True)):
+                rows[row, first[label] : first[label] + len(allowed)] = allowed
+                axes[number, axis] = row
+                row += 1
+        outside = sum(box.outside for _, box in boxes)
+        weights = torch.tensor([box.inside - box.outside for _, box in boxes], dtype=torch.float64)
+        return torch.from_numpy(rows), torch.from_numpy(axes), outside, weights
+
+    @cached_property
     def _large(self) -> list[tuple[tuple[str, ...], Tensor]]:
         """The other tables. Axis by axis each becomes smaller, and most of the work is one product."""
-        return [(t.labels, torch.from_numpy(t.values)) for t in self.tables if t.values.size > _SMALL]
+        large = (table for table in self.tables if table.values.size > _SMALL and table.box is None)
+        return [(table.labels, torch.from_numpy(table.values)) for table in large]
 
     def _index(self, label: str, architecture: Mapping[str, Option]) -> int:
         if label not in architecture:
@@ -303,6 +416,16 @@ def _hashable(option: Option) -> Option:
     return tuple(_hashable(part) for part in option) if isinstance(option, list | tuple) else option
 
 
+def _choices_behind(
+    options: Mapping[str, tuple[Option, ...]], implied: Sequence[Implied]
+) -> dict[str, tuple[str, ...]]:
+    """The choices that decide a label, by label: itself, or those that imply it."""
+    behind: dict[str, tuple[str, ...]] = {label: (label,) for label in options}
+    for follows in implied:
+        behind[follows.label] = tuple(choice for parent in follows.parents for choice in behind[parent])
+    return behind
+
+
 def _check_table(table: CostTable, options: Mapping[str, tuple[Option, ...]]) -> None:
     unknown = [label for label in table.labels if label not in options]
     if unknown:
@@ -316,19 +439,51 @@ def _check_table(table: CostTable, options: Mapping[str, tuple[Option, ...]]) ->
         raise ValueError(f"the cost table over {table.labels} must be finite, got {table.values}")
 
 
-def _merged(tables: Sequence[CostTable], options: Mapping[str, tuple[Option, ...]]) -> tuple[CostTable, ...]:
+def _merged(tables: Sequence[CostTable], options: Mapping[str, tuple[Option, ...]]) -> list[CostTable]:
     """The same sum in fewer tables: one whose labels another one has is added into that one.
 
-    Axes come out in the order of ``options``.
+    A large box is added to equal ones alone: in a sum with others it would be a box no more. Axes come out
+    in the order of ``options``, without those along which nothing changes.
     """
     order = {label: i for i, label in enumerate(options)}
     merged: dict[tuple[str, ...], Floats] = {}
+    boxes: dict[tuple[object, ...], CostTable] = {}
     for table in sorted(tables, key=lambda table: -len(table.labels)):
         labels = tuple(sorted(table.labels, key=order.__getitem__))
         values = table.values.transpose([table.labels.index(label) for label in labels])
+        ordered = CostTable(labels, np.array(values, dtype=np.float64, order="C"))
+        if ordered.box is not None:
+            key = (labels, *(allowed.tobytes() for allowed in ordered.box.allowed))
+            known = boxes.get(key)
+            boxes[key] = ordered if known is None else CostTable(labels, known.values + ordered.values)
+            continue
         home = next((other for other in merged if set(labels) <= set(other)), None)
         if home is None:
-            merged[labels] = np.array(values, dtype=np.float64, order="C")
+            merged[labels] = ordered.values
         else:
             merged[home] += values.reshape([len(options[label]) if label in labels else 1 for label in home])
-    return tuple(CostTable(labels, values) for labels, values in merged.items())
+    found = [CostTable(labels, values) for labels, values in merged.items()]
+    return [_without_idle_axes(table) for table in (*found, *boxes.values())]
+
+
+def _without_idle_axes(table: CostTable) -> CostTable:
+    labels, values = table.labels, table.values
+    for axis in reversed(range(len(labels))):
+        first = values.take([0], axis=axis)
+        if np.array_equal(values, np.broadcast_to(first, values.shape)):
+            labels, values = (*labels[:axis], *labels[axis + 1 :]), first.squeeze(axis)
+    return table if labels == table.labels else CostTable(labels, np.array(values, order="C"))
+
+
+def _box_of(values: Floats) -> Box | None:
+    """The box that a table is; None where it is none."""
+    differs = values != values.flat[0]
+    for is_inside in (differs, ~differs):
+        inside, outside = values[is_inside], values[~is_inside]
+        if not (len(inside) and len(outside)) or (inside != inside[0]).any() or (outside != outside[0]).any():
+            return None
+        axes = range(values.ndim)
+        allowed = [is_inside.any(axis=tuple(other for other in axes if other != axis)) for axis in axes]
+        if math.prod(int(which.sum()) for which in allowed) == len(inside):
+            return Box(tuple(allowed), float(inside[0]), float(outside[0]))
+    return None

@@ -102,34 +102,35 @@ class FlopsProfiler(Profiler):
 
 
 def _all_counted(calls: Sequence[tuple[nn.Module, Sequence[Tensor]]]) -> list[MacCount]:
-    # A trace records the Python stack at each of its nodes. In a thread of its own the stack is short; under
-    # the frames of a command line or of a test runner a trace takes up to half as long again.
     with ThreadPoolExecutor(1) as thread:
-        return list(thread.map(_counted, *zip(*calls, strict=True)))
+        return [_counted(module, inputs, thread) for module, inputs in calls]
 
 
-def _counted(module: nn.Module, inputs: Sequence[Tensor]) -> MacCount:
-    given = tuple(torch.zeros(tensor.shape, dtype=tensor.dtype) for tensor in inputs)
+def _counted(module: nn.Module, inputs: Sequence[Tensor], thread: ThreadPoolExecutor) -> MacCount:
+    given = tuple(torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu") for tensor in inputs)
     named = itertools.chain(module.named_parameters(), module.named_buffers())
     tensors = {
-        f"module.{name}": torch.zeros(held.shape, dtype=held.dtype) if held.is_meta else held.detach()
+        f"module.{name}": torch.zeros(held.shape, dtype=held.dtype, device="cpu")
+        if held.is_meta
+        else held.detach()
         for name, held in named
     }
     with torch.no_grad(), _evaluating(module), _plain_attention():
         # Its tensors are exchanged while this runs: a copy of the module takes longer than the trace.
-        counted: MacCount = functional_call(_Traced(module), tensors, given)
+        counted: MacCount = functional_call(_Traced(module, thread), tensors, given)
     return counted
 
 
 class _Traced(nn.Module):
     """Counts what a module computes when this is called."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, thread: ThreadPoolExecutor) -> None:
         super().__init__()
         self.module = module
+        self._thread = thread
 
     def forward(self, *inputs: Tensor) -> MacCount:
-        analysis = FlopCountAnalysis(_Call(self.module), inputs)
+        analysis = FlopCountAnalysis(_Call(self.module, self._thread), inputs)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         # An operator is counted once, for the whole: which module called it does not matter.
         analysis.ancestor_mode("caller").set_op_handle(**_HANDLES)
@@ -142,17 +143,34 @@ class _Traced(nn.Module):
 
 
 class _Call(nn.Module):
-    """Calls a module that is not its child: hooks and names for each child are most of fvcore's time."""
+    """Calls a module that is not its child: hooks and names for each child are most of fvcore's time.
 
-    def __init__(self, module: nn.Module) -> None:
+    What is left is the trace, which records the Python stack at each of its nodes. In a thread of its own
+    the stack is the module's alone, without fvcore's frames and those of who called it.
+    """
+
+    def __init__(self, module: nn.Module, thread: ThreadPoolExecutor) -> None:
         super().__init__()
         self._module = (module,)  # in a tuple, or it would be a child
+        self._thread = thread
         # Tensors of what is traced become inputs of its graph; any others would be nodes to visit.
         for number, tensor in enumerate(itertools.chain(module.parameters(), module.buffers())):
             self.register_buffer(f"tensor{number}", tensor)
 
     def forward(self, *inputs: Any) -> Any:
-        return self._module[0](*inputs)
+        state = torch._C._get_tracing_state()
+        return self._thread.submit(_traced, state, self._module[0], inputs).result()
+
+
+def _traced(state: Any, module: nn.Module, inputs: Sequence[Any]) -> Any:
+    """What a module returns, recorded in the trace of another thread, which waits."""
+    exchange: Any = torch._C._set_tracing_state  # type: ignore[attr-defined]  # not in torch's stubs
+    exchange(state)
+    try:
+        with torch.no_grad():
+            return module(*inputs)
+    finally:
+        exchange(None)
 
 
 @contextmanager

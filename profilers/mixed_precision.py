@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import final
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from lookup_tables import LookupTable
 from profilers.cost import Cost, CostTable
 from profilers.latency import calibrated_ms, check_table
-from profilers.profile import Profiler, distinct_parts, parts_of
+from profilers.profile import Profiler, distinct_parts, every_option, parts_of
 from profilers.space import Site, Space
 
+Bools = npt.NDArray[np.bool_]
+
 _DEFAULT = "fp32"
+_LARGEST = 1_000_000  # cells of a table
 
 
 @final
@@ -26,13 +32,12 @@ class MixedPrecisionProfiler(Profiler):
     is one more axis of the site's cost. Where one module follows another of a different precision, numbers
     are quantised or dequantised in between: each such border adds ``border_us``. Within one precision there
     are none, so that a network in fp32 alone costs what the table in fp32 says, and one in INT8 alone what
-    the other says; the tables' constants are mixed by the share of modules in each.
+    the other says; the tables' constants are mixed by the share of modules in each, of those that always run.
 
-    A border costs the same everywhere, and modules follow one another in the order in which they run. Both
-    are simplifications: tensors differ in size, a module that is skipped still stands between its neighbours
-    (in the precision that is chosen for it, which then costs nothing but borders: the cheapest network has it
-    agree with a neighbour), and branches stand in a row. `hwnas.precision.measure_borders` finds
-    ``border_us`` on whole mixed networks, and says how far off the predictions are.
+    A border costs the same everywhere, and modules follow one another in the order in which they run; across
+    what is skipped others are neighbours. That is a simplification: tensors differ in size, and branches
+    stand in a row. `hwnas.precision.measure_borders` finds ``border_us`` on whole mixed networks, and says
+    how far off the predictions are.
 
     Args:
         space: the space.
@@ -46,7 +51,8 @@ class MixedPrecisionProfiler(Profiler):
     Raises:
         MissingEntryError: a table lacks parts of the space.
         ValueError: tables that do not go together, or lack a precision; a module in which nothing runs; a
-            negative ``border_us``.
+            negative ``border_us``; or so many modules in a row that may be skipped that their borders have
+            over a million combinations.
     """
 
     def __init__(
@@ -72,7 +78,8 @@ class MixedPrecisionProfiler(Profiler):
         known = {name: calibrated_ms(table, parts) for name, table in tables.items()}
         # In the order in which they run, each as often as it takes over.
         row = [
-            precision.get(module) if module is not None else None for module, _ in itertools.groupby(modules)
+            _Stretch.of(space, None if module is None else precision[module], [site for _, site in found])
+            for module, found in itertools.groupby(zip(modules, sites, strict=True), key=lambda pair: pair[0])
         ]
         costs = [
             _site_cost(space, site, None if module is None else precision[module], known)
@@ -81,7 +88,7 @@ class MixedPrecisionProfiler(Profiler):
         constants = {name: table.calibration.constant_us / 1e3 for name, table in tables.items()}
         costs += _constants(space, row, constants)
         costs += _borders(space, row, border_us / 1e3)
-        super().__init__(Cost(space.options, constants[_DEFAULT], costs, "ms"))
+        super().__init__(Cost(space.options, constants[_DEFAULT], costs, "ms", space.implied))
 
 
 def _check_tables(tables: Mapping[str, LookupTable], options: Sequence[str]) -> None:
@@ -113,7 +120,8 @@ def _site_cost(
 ) -> CostTable:
     """A site under every combination of its labels, and of its precision where that is chosen."""
     parts = list(parts_of(space, site))
-    shape = [len(space.options[other]) for other in site.labels]
+    every = every_option(space)
+    shape = [len(every[other]) for other in site.labels]
 
     def values(precision: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         ms = known[precision]
@@ -125,30 +133,113 @@ def _site_cost(
     return CostTable((*site.labels, label), np.stack([values(option) for option in options], axis=-1))
 
 
-def _constants(space: Space, row: Sequence[str | None], constants: Mapping[str, float]) -> list[CostTable]:
+@final
+@dataclass(frozen=True)
+class _Stretch:
+    """Sites that run one after the other in one precision.
+
+    Attributes:
+        precision: the label of the choice that decides it; None: fp32.
+        labels: the choices that decide whether any of it runs.
+        runs: whether it does, one axis a label.
+    """
+
+    precision: str | None
+    labels: tuple[str, ...]
+    runs: Bools
+
+    @classmethod
+    def of(cls, space: Space, precision: str | None, sites: Sequence[Site]) -> _Stretch:
+        labels: tuple[str, ...] = ()
+        runs: Bools = np.array(False)
+        for site in sites:
+            own, ran = _where_it_runs(space, site)
+            both = tuple(dict.fromkeys((*labels, *own)))
+            _check_size(space, both)
+            runs = _spread(space, labels, runs, both) | _spread(space, own, ran, both)
+            if runs.all():
+                return cls(precision, (), np.array(True))
+            labels = both
+        return cls(precision, labels, runs)
+
+    @property
+    def always(self) -> bool:
+        return not self.labels
+
+
+def _where_it_runs(space: Space, site: Site) -> tuple[tuple[str, ...], Bools]:
+    """The choices that decide whether a site executes something, and the truth."""
+    options = every_option(space)
+    shape = [len(options[label]) for label in site.labels]
+    runs = np.array([p is not None and not p.is_free for p in parts_of(space, site)]).reshape(shape)
+    labels = list(site.labels)
+    for label in site.labels:
+        axis = labels.index(label)
+        first = runs.take([0], axis)
+        if (runs == first).all():  # it does not matter
+            runs = first.squeeze(axis)
+            labels.remove(label)
+    return tuple(labels), runs
+
+
+def _constants(space: Space, row: Sequence[_Stretch], constants: Mapping[str, float]) -> list[CostTable]:
     """What the sessions of the precisions cost besides: each module its share, beyond that of fp32."""
-    share = 1 / len(row)
+    sharing = [stretch for stretch in row if stretch.always] or row
     return [
         CostTable(
             (label,),
-            np.array([(constants[o] - constants[_DEFAULT]) * share for o in space.options[label]]),
+            np.array([constants[o] - constants[_DEFAULT] for o in space.options[label]]) / len(sharing),
         )
-        for label in row
+        for label in (stretch.precision for stretch in sharing)
         if label is not None
     ]
 
 
-def _borders(space: Space, row: Sequence[str | None], border_ms: float) -> list[CostTable]:
-    """One table for each pair of neighbours that can differ."""
+def _borders(space: Space, row: Sequence[_Stretch], border_ms: float) -> list[CostTable]:
+    """One table for each pair that can differ and be neighbours: where both run, and nothing between."""
     found = []
-    for pair in itertools.pairwise(row):
-        labels = tuple(dict.fromkeys(label for label in pair if label is not None))
-        options = [space.options[label] for label in labels]
-        if pair[0] == pair[1]:
-            continue
-        if len(labels) == 1:
-            changes = np.array([option != _DEFAULT for option in options[0]])
-        else:
-            changes = np.array([[one != other for other in options[1]] for one in options[0]])
-        found.append(CostTable(labels, changes * border_ms))
+    for first, one in enumerate(row):
+        between: list[_Stretch] = []
+        for other in row[first + 1 :]:
+            if one.precision != other.precision:
+                found.append(_border(space, one, between, other, border_ms))
+            if other.always:
+                break
+            between.append(other)
     return found
+
+
+def _border(
+    space: Space, one: _Stretch, between: Sequence[_Stretch], other: _Stretch, border_ms: float
+) -> CostTable:
+    chosen = [label for label in (one.precision, other.precision) if label is not None]
+    ends = [space.options[label] if label else (_DEFAULT,) for label in (one.precision, other.precision)]
+    differ = np.array([[left != right for right in ends[1]] for left in ends[0]])
+    labels = tuple(dict.fromkeys(itertools.chain(chosen, *(s.labels for s in (one, *between, other)))))
+    _check_size(space, labels)
+    truth = _spread(space, chosen, differ.reshape([len(space.options[label]) for label in chosen]), labels)
+    for stretch in (one, other):
+        truth = truth & _spread(space, stretch.labels, stretch.runs, labels)
+    for stretch in between:
+        truth = truth & ~_spread(space, stretch.labels, stretch.runs, labels)
+    options = every_option(space)
+    shape = [len(options[label]) for label in labels]
+    return CostTable(labels, np.where(np.broadcast_to(truth, shape), border_ms, 0.0))
+
+
+def _spread(space: Space, own: Sequence[str], values: Bools, labels: Sequence[str]) -> Bools:
+    """An array over some of the labels, as one that broadcasts over all."""
+    ordered = values.transpose([own.index(label) for label in labels if label in own])
+    options = every_option(space)
+    return ordered.reshape([len(options[label]) if label in own else 1 for label in labels])
+
+
+def _check_size(space: Space, labels: Sequence[str]) -> None:
+    options = every_option(space)
+    size = math.prod(len(options[label]) for label in labels)
+    if size > _LARGEST:
+        raise ValueError(
+            f"what a border between precisions costs depends on {len(labels)} choices ({', '.join(labels)}): "
+            f"{size} combinations, at most {_LARGEST} are enumerated. Give modules that stand in a row, and "
+            "may all be skipped, one choice of the precision"
+        )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lookup_tables import to_onnx
 from profilers.cost import Cost, CostTable
-from profilers.profile import Profiler, parts_of
+from profilers.profile import Profiler, every_option, parts_of
 from profilers.space import Option, Part, Role, Space
 
 # They hand their input's memory on.
@@ -144,7 +144,7 @@ class PeakMemoryProfiler(Profiler):
         if not limit_bytes > 0:
             raise ValueError(f"a limit of memory is a number of bytes above 0; got {limit_bytes}")
         self.limit_bytes = limit_bytes
-        sites = space.memory_sites(*example_inputs)
+        sites, options = space.memory_sites(*example_inputs), every_option(space)
         combinations = [list(parts_of(space, site)) for site in sites]
         distinct = {p.key: p for parts in combinations for p in parts if p is not None and not p.is_free}
         files = to_onnx({key: (part.module, part.inputs) for key, part in distinct.items()})
@@ -161,17 +161,18 @@ class PeakMemoryProfiler(Profiler):
                 peaks[key] = graph_peak(graphs[part.key], part.memory.inputs).bytes
             return float(peaks[key] + part.memory.beside_bytes)
 
-        self._moments = [
+        moments = [
             CostTable(
                 tuple(site.labels),
                 np.array([moment(part) for part in parts]).reshape(
-                    [len(space.options[label]) for label in site.labels]
+                    [len(options[label]) for label in site.labels]
                 ),
             )
             for site, parts in zip(sites, combinations, strict=True)
         ]
-        over = [CostTable(m.labels, np.maximum(0.0, m.values - limit_bytes)) for m in self._moments]
-        super().__init__(Cost(space.options, float(limit_bytes), over, "byte"))
+        self._moments = [Cost(space.options, 0.0, [m], "byte", space.implied) for m in moments]
+        over = [CostTable(m.labels, np.maximum(0.0, m.values - limit_bytes)) for m in moments]
+        super().__init__(Cost(space.options, float(limit_bytes), over, "byte", space.implied))
 
     def profile(self, architecture: Mapping[str, Option]) -> float:
         """The peak of one architecture, in bytes.
@@ -179,11 +180,7 @@ class PeakMemoryProfiler(Profiler):
         Raises:
             ValueError: a choice is missing, or has an option that does not exist.
         """
-        self.cost.of(architecture)  # checks it
-        return max(
-            float(table.values[tuple(self.cost.index(label, architecture[label]) for label in table.labels)])
-            for table in self._moments
-        )
+        return max(moment.of(architecture) for moment in self._moments)
 
 
 @dataclass

@@ -77,14 +77,14 @@ def tabulated(
     space: Space, sites: Sequence[Site], known: Mapping[str, float], unit: str, constant: float = 0.0
 ) -> Cost:
     """The cost of every architecture from what is known of each distinct part, by ``Part.key``."""
-    tables = []
+    tables, options = [], every_option(space)
     for site in sites:
-        shape = [len(space.options[label]) for label in site.labels]
+        shape = [len(options[label]) for label in site.labels]
         values = [0.0 if p is None or p.is_free else known[p.key] for p in parts_of(space, site)]
         if not any(values):
             continue  # nothing there costs anything: the choices that decide about it need not meet
         tables.append(CostTable(tuple(site.labels), np.array(values).reshape(shape)))
-    return Cost(space.options, constant, tables, unit)
+    return Cost(space.options, constant, tables, unit, space.implied)
 
 
 def distinct_parts(space: Space, sites: Sequence[Site]) -> dict[str, Part]:
@@ -100,7 +100,7 @@ def parts_of(space: Space, site: Site) -> Sequence[Part | None]:
         ValueError: there are over 100,000 combinations.
     """
     _check_count(space, site)
-    return site.parts(space.options)
+    return site.parts(every_option(space))
 
 
 def combinations_of(space: Space, site: Site) -> Iterator[Architecture]:
@@ -110,12 +110,19 @@ def combinations_of(space: Space, site: Site) -> Iterator[Architecture]:
         ValueError: there are over 100,000 combinations.
     """
     _check_count(space, site)
-    for combination in itertools.product(*(space.options[label] for label in site.labels)):
+    options = every_option(space)
+    for combination in itertools.product(*(options[label] for label in site.labels)):
         yield dict(zip(site.labels, combination, strict=True))
 
 
+def every_option(space: Space) -> dict[str, tuple[Option, ...]]:
+    """The options of each label that a site can depend on: the choices, and what they imply."""
+    return {**space.options, **{implied.label: implied.options for implied in space.implied}}
+
+
 def _check_count(space: Space, site: Site) -> None:
-    count = math.prod(len(space.options[label]) for label in site.labels)
+    options = every_option(space)
+    count = math.prod(len(options[label]) for label in site.labels)
     if count > _LARGEST:
         raise ValueError(
             f"site {site.name!r} depends on {tuple(site.labels)}: {count} combinations, at most "

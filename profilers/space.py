@@ -6,11 +6,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor, nn
 
 # One option of a choice: an index, a name, a number, a tuple of indices. Plain data, JSON on disk.
 Option = Any
 Architecture = dict[str, Option]
+
+
+@dataclass(frozen=True, eq=False)
+class Implied:
+    """A label whose option follows from those of other labels.
+
+    What depends on many choices at once, but takes few values (how many nodes of a cell are left over), is a
+    table over one such label instead of over all the choices. A chain of them, each of which follows from the
+    one before and one more choice, says in small tables how the value comes about.
+
+    Attributes:
+        label: its name, that of no choice.
+        options: what it can be.
+        parents: choices and implied labels, no choice behind two of them.
+        numbers: int, one axis a parent: the number of the option that follows.
+    """
+
+    label: str
+    options: tuple[Option, ...]
+    parents: tuple[str, ...]
+    numbers: npt.NDArray[np.int64]
 
 
 Role = Literal["dies", "held", "again", "weight"]
@@ -58,7 +81,7 @@ class Site(Protocol):
     """One place of a space whose cost depends on a few choices.
 
     ``labels`` are the choices that it depends on: its own, those on the path to it, and those that
-    change its input shapes.
+    change its input shapes; or labels that these imply, but never a label beside one that implies it.
     """
 
     @property
@@ -68,7 +91,9 @@ class Site(Protocol):
     def labels(self) -> tuple[str, ...]: ...
 
     def part(self, architecture: Mapping[str, Option]) -> Part | None:
-        """The site under ``architecture`` (read at ``labels`` alone); None where it does not run."""
+        """The site under ``architecture`` (its options at ``labels``, or at the choices that imply them);
+        None where it does not run.
+        """
         ...
 
     def parts(self, options: Mapping[str, tuple[Option, ...]]) -> Sequence[Part | None]:
@@ -82,6 +107,11 @@ class Space(Protocol):
     @property
     def options(self) -> Mapping[str, tuple[Option, ...]]:
         """Every choice's label with its options, in a fixed order."""
+        ...
+
+    @property
+    def implied(self) -> Sequence[Implied]:
+        """What follows from the choices and may stand among a site's labels, parents first."""
         ...
 
     def sites(self, *example_inputs: Tensor) -> Sequence[Site]:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from hwnas.data.fashion_mnist import cache_folder
-from hwnas.data.images import Augmentation, ImageData, Images, Progress
+from hwnas.data.images import Augmentation, ImageData, Images
+from lookup_tables.progress import Progress
 
 _PIXELS = 3 * 32 * 32
 _FOLDERS = {10: "cifar-10-batches-bin", 100: "cifar-100-binary"}

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hwnas.data.images import Augmentation, ImageData, Images, Progress
+from hwnas.data.images import Augmentation, ImageData, Images
+from lookup_tables.progress import Progress
 
 
 class Digits(ImageData):

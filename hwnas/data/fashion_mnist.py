@@ -22,7 +22,8 @@ import platformdirs
 import torch
 from torch import Tensor
 
-from hwnas.data.images import Augmentation, ImageData, Images, Progress
+from hwnas.data.images import Augmentation, ImageData, Images
+from lookup_tables.progress import Progress
 
 # Sums of the files' *content*: Debian's gzip headers differ from the official ones (no name, no date),
 # what they hold does not.

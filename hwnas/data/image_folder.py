@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hwnas.data.images import Augmentation, ImageData, Progress
+from hwnas.data.images import Augmentation, ImageData
+from lookup_tables.progress import Progress
 
 ENDINGS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"})
 _TRIES = 10  # to find a crop that fits

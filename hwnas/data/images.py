@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -13,8 +13,8 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-# What is being done, how much of it is done, how much there is.
-Progress: TypeAlias = Callable[[str, int, int], None]
+from lookup_tables.progress import Progress
+
 Batch: TypeAlias = tuple[Tensor, Tensor]
 
 

@@ -16,8 +16,8 @@ from hwnas.data.cifar import CIFAR
 from hwnas.data.digits import Digits
 from hwnas.data.fashion_mnist import FashionMNIST
 from hwnas.data.image_folder import ImageFolder
-from hwnas.data.images import Progress
 from hwnas.loading import imported
+from lookup_tables.progress import Progress
 
 _MADE_BY: Mapping[str, Callable[..., LightningDataModule]] = {
     "fashion-mnist": FashionMNIST,
@@ -159,7 +159,14 @@ def _call(found: Any, source: str, given: dict[str, Any], offered: dict[str, Any
     refused = [name for name in given if not takes_any and name not in parameters]
     if refused:
         raise ValueError(f"data {source!r} takes no {' or '.join(refused)}; leave it out")
-    made = found(**given, **{name: value for name, value in offered.items() if name in parameters})
+    given = {**given, **{name: value for name, value in offered.items() if name in parameters}}
+    try:
+        made = found(**given)
+    except TypeError as error:
+        raise TypeError(
+            f"data {source!r} must be a LightningDataModule, or a class or function that makes one and needs "
+            f"no arguments; called with {given or 'none'} it says: {error}"
+        ) from error
     if not isinstance(made, LightningDataModule):
         raise TypeError(
             f"data {source!r} must return a LightningDataModule, it returned a {type(made).__name__}"

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from hwnas.nn.masked import masked
-from hwnas.nn.mixed import ONE_PATH, MixedOperation, blend, greatest_sizes, on_axes, presence, split
+from hwnas.nn.mixed import (
+    ONE_PATH,
+    MixedOperation,
+    blend,
+    greatest_sizes,
+    on_axes,
+    presence,
+    split,
+    uninitialised,
+)
 from hwnas.values import Value, combinations, outcomes
 
 Size = int | tuple[int | Value, ...] | Value
@@ -33,7 +42,7 @@ class _Convolution(MixedOperation, _ConvNd, ABC):
         "groups",
     )
 
-    _plain: ClassVar[Callable[..., nn.Module]]
+    _plain: ClassVar[type[nn.Module]]
 
     def sizes(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
         axes = len(self.kernel_size)
@@ -41,8 +50,8 @@ class _Convolution(MixedOperation, _ConvNd, ABC):
         return super().sizes({n: on_axes(s, axes) if n in _ON_AXES else s for n, s in chosen.items()})
 
     def plain(self, sizes: Mapping[str, Any]) -> nn.Module:
-        return type(self)._plain(
-            **sizes, bias=self.bias is not None, padding_mode=self.padding_mode, device="meta"
+        return uninitialised(
+            type(self)._plain, **sizes, bias=self.bias is not None, padding_mode=self.padding_mode
         )
 
     def parts(self, sizes: Mapping[str, Any]) -> dict[str, Tensor]:

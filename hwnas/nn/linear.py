@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwnas.nn.masked import masked
-from hwnas.nn.mixed import MixedOperation, presence, split
+from hwnas.nn.mixed import MixedOperation, presence, split, uninitialised
 from hwnas.values import Value, combinations
 
 
@@ -49,7 +49,7 @@ class Linear(MixedOperation, nn.Linear):
         """Always possible."""
 
     def plain(self, sizes: Mapping[str, Any]) -> nn.Module:
-        return nn.Linear(**sizes, bias=self.bias is not None, device="meta")
+        return uninitialised(nn.Linear, **sizes, bias=self.bias is not None)
 
     def parts(self, sizes: Mapping[str, Any]) -> dict[str, Tensor]:
         parts = {"weight": self.weight[: sizes["out_features"], : sizes["in_features"]]}

@@ -60,5 +60,5 @@ class _Masked(torch.autograd.Function):
         # Under autocast the gradient has another type than what went in.
         to_masked = ctx.to_input(gradient, input.to(gradient.dtype), weight.to(gradient.dtype))
         to_mask = (to_masked * input).sum_to_size(mask.shape).to(mask.dtype)
-        to_input = (to_masked * mask).to(input.dtype) if ctx.needs_input_grad[0] else None
+        to_input = to_masked.mul_(mask).to(input.dtype) if ctx.needs_input_grad[0] else None
         return to_input, to_mask, None, None, None, None

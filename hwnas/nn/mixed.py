@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from numbers import Integral
@@ -113,6 +114,24 @@ class MixedOperation(Freezes, nn.Module, ABC):
         return ", ".join(filter(None, (super().extra_repr(), *chosen)))
 
 
+def uninitialised(kind: type[nn.Module], **arguments: Any) -> nn.Module:
+    """A module of ``torch.nn`` on ``meta``, without the initialisation that takes most of the time.
+
+    Args:
+        kind: its class, whose ``reset_parameters`` is left out.
+        arguments: of the class.
+    """
+    bare = _bare(kind)  # type: ignore[arg-type]  # a class is hashable, whatever its instances are
+    module = bare(**arguments, device="meta")
+    module.__class__ = kind
+    return module
+
+
+@functools.cache
+def _bare(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (kind,), {"reset_parameters": lambda self: None})
+
+
 def split(
     elastic: Mapping[str, Any], fixed: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Value], dict[str, Any]]:
@@ -152,7 +171,10 @@ def _check_sizes(name: str, value: Value) -> None:
 
 
 def greatest(sizes: Sequence[Any]) -> Any:
-    """The largest number, or the largest of each axis where one of the sizes is a tuple."""
+    """The largest number, or the largest of each axis where one of the sizes is a tuple; None is left out."""
+    sizes = [size for size in sizes if size is not None]  # BatchNorm's momentum may be None
+    if not sizes:
+        return None
     if any(isinstance(size, str) for size in sizes):  # padding by name
         return sizes[0]
     axes = next((len(size) for size in sizes if isinstance(size, tuple)), None)

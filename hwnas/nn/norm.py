@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast, final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hwnas.nn.mixed import ONE_PATH, MixedOperation, split
+from hwnas.nn.mixed import ONE_PATH, MixedOperation, split, uninitialised
 from hwnas.values import Value, outcomes
 
 
@@ -18,7 +18,7 @@ class _BatchNormalisation(MixedOperation, _BatchNorm, ABC):
     """What the BatchNorms share, in any number of dimensions."""
 
     elastic = ("num_features", "eps", "momentum")
-    _plain: ClassVar[Callable[..., nn.Module]]
+    _plain: ClassVar[type[nn.Module]]
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class _BatchNormalisation(MixedOperation, _BatchNorm, ABC):
 
     def plain(self, sizes: Mapping[str, Any]) -> nn.Module:
         fixed = {"affine": self.affine, "track_running_stats": self.track_running_stats}
-        return type(self)._plain(**sizes, **fixed, **_without_bias(self), device="meta")
+        return uninitialised(type(self)._plain, **sizes, **fixed, **_without_bias(self))
 
     def parts(self, sizes: Mapping[str, Any]) -> dict[str, Tensor]:
         width = sizes["num_features"]

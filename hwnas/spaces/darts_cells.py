@@ -373,7 +373,12 @@ _V2: Genotype = {
     ],
 }
 _SOURCE = "quark0/darts, cnn/genotypes.py, cnn/model.py and cnn/operations.py, without the auxiliary head"
-_NOTE = "the paper does not say what its 574 M multiply-adds hold; convolutions and the classifier are 530 M"
+_NOTE = (
+    "the authors' counter of the 574 M multiply-adds is not public. Convolutions and the classifier have "
+    "529,911,552; with two for each of 4,139,520 numbers behind a BatchNorm and one for each of 5,795,328 "
+    "behind a ReLU and 602,112 into a pooling it is 544,588,032, which others count, too (quark0/darts, "
+    "issue 46); of the other 29 M nothing is known"
+)
 
 
 def _published(
@@ -394,7 +399,14 @@ def _published(
 
 
 DARTSCells.published = {
-    "darts-v1": _published(_V1, 500_987_520, 3_169_414, "3.3 M (table 1)"),
+    "darts-v1": _published(
+        _V1,
+        500_987_520,
+        3_169_414,
+        "3.3 M (table 1)",
+        note="the paper has one figure for both; by the authors' code this one has fewer parameters, also "
+        "with the auxiliary head (476,426 more, which their own counter leaves out)",
+    ),
     "darts-v2": _published(_V2, 528_359_040, 3_349_342, "3.3 M (table 1), 3.349 M (README)"),
     "darts-v1-imagenet": _published(_V1, 505_864_704, 4_510_432, "none", is_imagenet=True),
     "darts-v2-imagenet": _published(

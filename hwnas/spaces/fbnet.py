@@ -50,9 +50,11 @@ class FBNet(nn.Module):
     Blocks are those of facebookresearch/mobile-vision, ``mobile_cv/arch/fbnet_v2/irf_block.py``, whose
     networks are the published ones: every convolution has a bias beside its BatchNorm; where the expansion
     is 1 there is no convolution that expands, which the paper has; with two groups the channels are shuffled
-    all the same. Changed: a layer that changes the shape cannot be skipped (the authors' code puts a 1x1
-    convolution there), so there are fewer networks than the paper's 9^22. Weights have torch's own initial
-    values.
+    all the same. The published multiply-adds, of networks in Caffe2, are 4.9 M, 4.6 M and 4.9 M higher than
+    those of these networks (A, B, C); the missing convolutions alone do not explain it, for they would have
+    5.5 M, 15.2 M and 6.8 M. Changed: a layer that changes the shape cannot be skipped (the authors' code
+    puts a 1x1 convolution there), so there are fewer networks than the paper's 9^22. Weights have torch's own
+    initial values.
 
     Shapes: ``(N, in_channels, H, W)`` to ``(N, num_classes)``. The resolution is halved five times: 224x224
     in the paper, and any from 32 up. With the defaults there are 8^6 * 9^16 = 485,758,124,386,377,007,104

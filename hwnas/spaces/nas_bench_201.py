@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, cast, final
 
@@ -37,9 +38,10 @@ class SearchedCell(Branching):
     Shapes: ``(N, channels, H, W)`` to the same.
 
     An edge runs where it is *live*: its operation is not ``"none"``, something feeds its source, and its
-    target leads to the cell's output. What is not live is not in the subnet and costs nothing. A cell whose
-    input does not reach its output returns zeros. Under mixing weights an edge is the weighted sum of its
-    operations.
+    target leads to the cell's output. What is not live is not in the subnet and costs nothing. What would be
+    computed twice (the pooling of one tensor on two edges, or the same sum) is computed, and costs, once, as
+    in runtimes for graphs. A cell whose input does not reach its output returns zeros. Under mixing weights
+    an edge is the weighted sum of its operations.
 
     Args:
         channels: of input and output.
@@ -56,10 +58,10 @@ class SearchedCell(Branching):
 
     def forward(self, features: Tensor) -> Tensor:
         found = {edge: combinations({"operation": choice}) for edge, choice in self.choices.items()}
-        running = [edge for edge, of in found.items() if any(_name(one) != NONE for one in of)]
+        live = _live([edge for edge, of in found.items() if any(_name(one) != NONE for one in of)])
         states = {0: features}
         for node in range(1, _LAST + 1):
-            into = [edge for edge in running if edge[1] == node and _is_live(edge, running)]
+            into = [edge for edge in live if edge[1] == node]
             if into:
                 states[node] = reduce_inputs([self._run(e, found[e], states[e[0]]) for e in into], "sum")
         return states[_LAST] if _LAST in states else features * 0.0
@@ -99,9 +101,13 @@ class SearchedCell(Branching):
 
     def frozen(self, freezer: Freezer) -> nn.Module:
         chosen = {edge: choice.of(freezer.architecture) for edge, choice in self.choices.items()}
-        running = [edge for edge, name in chosen.items() if name != NONE]
-        live = [edge for edge in running if _is_live(edge, running)]
-        cell = ChosenCell({edge: freezer(self._operation(edge, chosen[edge])) for edge in live})
+        work = _work(tuple(chosen.values()))
+        operations = {
+            edge: freezer(self._operation(edge, chosen[edge]))
+            for edge, first in work.first.items()
+            if edge == first
+        }
+        cell = ChosenCell(operations, work.first)
         cell.training = self.training  # not train(), which would reach the operations
         return cell
 
@@ -111,18 +117,25 @@ class SearchedCell(Branching):
 
 @final
 class ChosenCell(nn.Module):
-    """What a `SearchedCell` becomes in a subnet: the operations on its live edges."""
+    """What a `SearchedCell` becomes in a subnet: the operations on its live edges, none of them twice.
 
-    def __init__(self, operations: Mapping[Edge, nn.Module]) -> None:
+    Args:
+        operations: those that are computed, by edge.
+        edges: each live edge, in the order of `EDGES`, with the edge that computes what it gives.
+    """
+
+    def __init__(self, operations: Mapping[Edge, nn.Module], edges: Mapping[Edge, Edge]) -> None:
         super().__init__()
-        self.edges = tuple(operations)
+        self.edges = dict(edges)
         self.operations = nn.ModuleDict({_label(edge): found for edge, found in operations.items()})
 
     def forward(self, features: Tensor) -> Tensor:
-        states = {0: features}
-        for source, target in self.edges:
-            output = self.operations[_label((source, target))](states[source])
-            states[target] = states[target] + output if target in states else output
+        states, outputs = {0: features}, dict[Edge, Tensor]()
+        for edge, first in self.edges.items():
+            source, target = edge
+            if first not in outputs:
+                outputs[first] = self.operations[_label(first)](states[source])
+            states[target] = states[target] + outputs[first] if target in states else outputs[first]
         return states[_LAST] if _LAST in states else features * 0.0
 
 
@@ -297,18 +310,58 @@ def _written(names: Mapping[Edge, str]) -> str:
 # ---- which edges are live
 
 
-def _is_live(edge: Edge, running: Iterable[Edge]) -> bool:
-    """Whether an edge lies on a path of edges that run, from the cell's input to its output."""
-    edges = tuple(running)
-    return edge in edges and _is_fed(edge[0], edges) and _is_used(edge[1], edges)
+def _live(running: Sequence[Edge]) -> list[Edge]:
+    """Those that lie on a path from the cell's input to its output; in the order of `EDGES`."""
+    fed, used = {0}, {_LAST}
+    for source, target in running:
+        if source in fed:
+            fed.add(target)
+    for source, target in reversed(running):
+        if target in used:
+            used.add(source)
+    return [(source, target) for source, target in running if source in fed and target in used]
 
 
-def _is_fed(node: int, edges: tuple[Edge, ...]) -> bool:
-    return node == 0 or any(target == node and _is_fed(source, edges) for source, target in edges)
+@final
+@dataclass(frozen=True)
+class _Work:
+    """What a cell computes.
+
+    Attributes:
+        first: each live edge, with the first edge that gives the same: itself, but where a tensor is pooled
+            again.
+        adds: the edges whose sum with those before them, into one node, is computed.
+    """
+
+    first: dict[Edge, Edge]
+    adds: frozenset[Edge]
 
 
-def _is_used(node: int, edges: tuple[Edge, ...]) -> bool:
-    return node == _LAST or any(source == node and _is_used(target, edges) for source, target in edges)
+@functools.cache
+def _work(operations: tuple[str, ...]) -> _Work:
+    """What a cell of these operations, in the order of `EDGES`, computes."""
+    chosen = dict(zip(EDGES, operations, strict=True))
+    first: dict[Edge, Edge] = {}
+    adds = set[Edge]()
+    # Each value by how it came about: equal ones are one tensor.
+    states: dict[int, Any] = {0: "input"}
+    pooled: dict[Any, Edge] = {}
+    summed = set[Any]()
+    for edge in _live([edge for edge, name in chosen.items() if name != NONE]):
+        source, target = edge
+        first[edge], value = edge, cast("Any", edge)
+        if chosen[edge] == "skip_connect":
+            value = states[source]
+        elif chosen[edge] == "avg_pool_3x3":
+            first[edge] = pooled.setdefault(states[source], edge)
+            value = first[edge]
+        if target in states:
+            value = (states[target], value)
+            if value not in summed:
+                adds.add(edge)
+            summed.add(value)
+        states[target] = value
+    return _Work(first, frozenset(adds))
 
 
 def _deciding(edge: Edge) -> tuple[Edge, ...]:
@@ -323,16 +376,16 @@ Names = tuple[str, ...]
 
 @functools.cache
 def _runs(names: Names, edge: Edge, operation: str) -> Condition:
-    """The edge is live, with that operation. Equal cells share the condition."""
-    return Condition(_labels(names, _deciding(edge)), partial(_is_running, names, edge, operation))
+    """The edge computes that operation. Equal cells share the condition."""
+    # What was pooled before depends on all edges.
+    deciding = EDGES if operation == "avg_pool_3x3" and edge != EDGES[0] else _deciding(edge)
+    return Condition(_labels(names, deciding), partial(_is_running, names, edge, operation))
 
 
 @functools.cache
 def _adds(names: Names, edge: Edge) -> Condition:
-    """The edge is live, and not the first such into its node."""
-    into = [other for other in EDGES if other[1] == edge[1] and other[0] <= edge[0]]
-    deciding = {found for other in into for found in _deciding(other)}
-    return Condition(_labels(names, deciding), partial(_is_adding, names, edge))
+    """The edge's sum with those before it, into its node, is computed."""
+    return Condition(names, partial(_is_adding, names, edge))
 
 
 def _labels(names: Names, edges: Iterable[Edge]) -> tuple[str, ...]:
@@ -342,18 +395,18 @@ def _labels(names: Names, edges: Iterable[Edge]) -> tuple[str, ...]:
 
 # Bound by `partial`, not by a lambda: a space must survive pickling.
 def _is_running(names: Names, edge: Edge, operation: str, architecture: Mapping[str, Option]) -> bool:
-    return architecture[names[EDGES.index(edge)]] == operation and _is_live(edge, _open(names, architecture))
+    if architecture[names[EDGES.index(edge)]] != operation:
+        return False
+    return _work(_chosen(names, architecture)).first.get(edge) == edge
 
 
 def _is_adding(names: Names, edge: Edge, architecture: Mapping[str, Option]) -> bool:
-    running = _open(names, architecture)
-    before = [other for other in running if other[1] == edge[1] and other[0] < edge[0]]
-    return _is_live(edge, running) and any(_is_live(other, running) for other in before)
+    return edge in _work(_chosen(names, architecture)).adds
 
 
-def _open(names: Names, architecture: Mapping[str, Option]) -> list[Edge]:
-    """Edges that have an operation, among those that the architecture names."""
-    return [e for e, name in zip(EDGES, names, strict=True) if architecture.get(name, NONE) != NONE]
+def _chosen(names: Names, architecture: Mapping[str, Option]) -> tuple[str, ...]:
+    """The operations in the order of `EDGES`; what the architecture does not name is none."""
+    return tuple([cast("str", architecture.get(name, NONE)) for name in names])
 
 
 # ---- some cells whose figures stand in public records of the benchmark; macs are its FLOPs less 10

@@ -65,18 +65,46 @@ def published_network(space: type[ReadyMadeSpace], name: str, arguments: Mapping
 
     Args:
         space: a class of `hwnas.spaces`.
-        name: of the network.
+        name: of the network. Case and punctuation do not matter, and the space's name may stand before it:
+            ``"proxyless_mobile_14"`` is ``"mobile-14"``.
         arguments: of the class, over those that the network was published with: ``num_classes`` and such.
 
     Raises:
         ValueError: there is no network of that name.
     """
-    known = space.published
-    if name not in known:
-        raise ValueError(f"{space.__name__} has no published network {name!r}; it has {', '.join(known)}")
-    found = known[name]
+    found = space.published[known_as(space, name)]
     made = ModelSpace(cast("nn.Module", space(**{**found.arguments, **arguments})))
     return made.freeze(made.validate(found.architecture))
+
+
+def known_as(space: type[ReadyMadeSpace], name: str) -> str:
+    """The name in ``space.published`` that is meant.
+
+    Args:
+        space: a class of `hwnas.spaces`.
+        name: as `published_network` takes it.
+
+    Raises:
+        ValueError: there is no network of that name.
+
+    >>> from hwnas.spaces import FBNet
+    >>> known_as(FBNet, "fbnet_a"), known_as(FBNet, "FBNet-C")
+    ('a', 'c')
+    """
+    if name in space.published:
+        return name
+    own, wanted = _plain(space.__name__), _plain(name)
+    # "darts" or "proxyless" are enough of a space's name, single letters are not.
+    before = ["", *(own[:end] for end in range(4, len(own) + 1))]
+    for known in space.published:
+        if any(wanted == start + _plain(known) or start + wanted == _plain(known) for start in before):
+            return known
+    has = ", ".join(space.published) or "none"
+    raise ValueError(f"{space.__name__} has no published network {name!r}; it has {has}")
+
+
+def _plain(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
 
 
 @final

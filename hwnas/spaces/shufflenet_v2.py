@@ -1,4 +1,4 @@
-"""The ShuffleNetV2 space of single-path one-shot search, and the network that was found in it."""
+"""The ShuffleNetV2 space of single-path one-shot search, and the networks that were found in it."""
 
 from __future__ import annotations
 
@@ -20,18 +20,27 @@ Width = int | Value
 _LAYERS = (4, 4, 8, 4)
 _WIDTHS = (16, 64, 160, 320, 640, 1024)
 _OPTIONS = ("shuffle3", "shuffle5", "shuffle7", "xception")  # in the order of the authors' numbers
+_RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6)  # in the order of the authors' numbers
 _SPOS = (2, 1, 0, 1, 2, 0, 2, 0, 2, 0, 2, 3, 0, 0, 0, 0, 3, 2, 3, 3)
+_BLOCKS = (0, 0, 3, 1, 1, 1, 0, 0, 2, 0, 2, 1, 1, 0, 2, 0, 2, 1, 3, 2)
+_CHANNELS = (6, 5, 3, 5, 2, 6, 3, 4, 2, 5, 7, 5, 4, 6, 7, 4, 4, 5, 4, 3)
 
 
-def _architecture(blocks: Sequence[int]) -> dict[str, Option]:
-    """Blocks by the authors' numbers, each with half of its output's channels in between."""
+def _inside(width: int, ratio: float) -> int:
+    """Channels inside a block, by the channels that it returns."""
+    return int(width // 2 * ratio)
+
+
+def _architecture(blocks: Sequence[int], channels: Sequence[int]) -> dict[str, Option]:
+    """By the authors' numbers of every layer's block and of the channels inside of it."""
     found: dict[str, Option] = {}
-    numbers = iter(blocks)
+    numbers = iter(zip(blocks, channels, strict=True))
     for stage, (count, width) in enumerate(zip(_LAYERS, _WIDTHS[1:-1], strict=True), start=1):
         for index in range(count):
             label = f"stage{stage}.layer{index + 1}"
-            found[label] = _OPTIONS[next(numbers)]
-            found[f"{label}.channels"] = width // 2
+            block, ratio = next(numbers)
+            found[label] = _OPTIONS[block]
+            found[f"{label}.channels"] = _inside(width, _RATIOS[ratio])
     return found
 
 
@@ -111,13 +120,14 @@ class ShuffleNetV2(nn.Module):
     searched with it: the options of a layer are sliced from one largest weight, as in the paper. No
     convolution and no linear layer has a bias.
 
-    Source: megvii-model/SinglePathOneShot, ``src/Evaluation/template``, for blocks and widths. That code
-    searches blocks alone; the options of the channels are set here, multiples of half of the block's
-    output, which is what every published block has. Changed: BatchNorm has a scale and a shift in the
-    search, too. Weights have torch's own initial values.
+    Source: megvii-model/SinglePathOneShot, ``src/Evaluation/template``, for blocks and widths, which are the
+    same in megvii-model/ShuffleNet-Series, ``OneShot/network.py``, the authors' network with searched
+    channels: from 0.2 to 1.6 of half of the block's output, in steps of 0.2, rounded down. The first of them
+    searches blocks alone, with all ratios 1. Changed: BatchNorm has a scale and a shift in the search, too.
+    Weights have torch's own initial values.
 
     Shapes: ``(N, in_channels, H, W)`` to ``(N, num_classes)``. The resolution is halved five times: 224x224
-    in the paper, and any from 32 up. With the defaults there are (4 * 5)^20 networks, and 4^20 with
+    in the paper, and any from 32 up. With the defaults there are (4 * 8)^20 networks, and 4^20 with
     ``ratios=(1.0,)``, which searches blocks alone.
 
     Args:
@@ -125,8 +135,7 @@ class ShuffleNetV2(nn.Module):
         in_channels: channels of the images.
         widths: of the first convolution, each stage, and the last convolution.
         layers: of each stage, whose first one halves the resolution.
-        ratios: options of the channels inside a block, as multiples of half of its output; they are rounded
-            to multiples of 4.
+        ratios: options of the channels inside a block, as multiples of half of its output, rounded down.
         width_multiplier: of all widths but the last, which are rounded to multiples of 8.
         dropout: before the last layer.
 
@@ -134,18 +143,26 @@ class ShuffleNetV2(nn.Module):
         ValueError: not as many widths as stages need.
 
     >>> from hwnas import ModelSpace
-    >>> ModelSpace(ShuffleNetV2()).size == 20**20
+    >>> ModelSpace(ShuffleNetV2()).size == 32**20
     True
     """
 
     published: ClassVar[Mapping[str, Published]] = {
         "spos": Published(
-            _architecture(_SPOS),
+            _architecture(_SPOS, [_RATIOS.index(1.0)] * sum(_LAYERS)),
             (3, 224, 224),
             322_918_720,
             3_558_464,
             "3.5M parameters, 323M FLOPs, 74.4 % top-1",
             "megvii-model/SinglePathOneShot, README.md and src/Evaluation/template",
+        ),
+        "spos-block-channel": Published(
+            _architecture(_BLOCKS, _CHANNELS),
+            (3, 224, 224),
+            327_857_920,
+            3_432_579,
+            "3.4M parameters, 328M FLOPs, 74.6 % top-1",
+            "megvii-model/ShuffleNet-Series, OneShot/README.md, network.py and blocks.py",
         ),
     }
 
@@ -155,7 +172,7 @@ class ShuffleNetV2(nn.Module):
         in_channels: int = 3,
         widths: Sequence[int] = _WIDTHS,
         layers: Sequence[int] = _LAYERS,
-        ratios: Sequence[float] = (0.5, 0.75, 1.0, 1.25, 1.5),
+        ratios: Sequence[float] = _RATIOS,
         width_multiplier: float = 1.0,
         dropout: float = 0.1,
     ) -> None:
@@ -170,7 +187,7 @@ class ShuffleNetV2(nn.Module):
         blocks: list[nn.Module] = []
         previous = stem
         for stage, (width, count) in enumerate(zip(stages, layers, strict=True), start=1):
-            channels = [make_divisible(width / 2 * ratio, 4) for ratio in ratios]
+            channels = [_inside(width, ratio) for ratio in ratios]
             for index in range(count):
                 label = f"stage{stage}.layer{index + 1}"
                 inside = ValueChoice(dict.fromkeys(channels), label=f"{label}.channels")

@@ -17,6 +17,7 @@ from hwnas.derive import Budget, check_k, ranked
 from hwnas.gate import Gate
 from hwnas.space import ModelSpace
 from hwnas.strategies.architecture_batches import ArchitectureBatches, architecture_loader
+from hwnas.strategies.blends import check_blends
 from hwnas.strategies.logits import Logits
 from hwnas.strategies.ranks import average
 from hwnas.strategies.side_effects import frozen_weights, own_random_numbers
@@ -184,8 +185,15 @@ class DifferentiableStrategy(Strategy):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        for batch in self._training_batches[:1]:
+            self._check_blends(trainer, pl_module, batch)
         loader = architecture_loader(trainer, self.arch_dataloader, type(self).__name__)
         self._batches = ArchitectureBatches(loader, self.seed, self._position)
+
+    def _check_blends(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
+        batch = moved_batch(trainer, batch)
+        with self._on_the_side(pl_module, None, batch), own_random_numbers(self.seed):
+            check_blends(self.space, lambda: pl_module.training_step(batch, 0), self.seed)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().teardown(trainer, pl_module, stage)

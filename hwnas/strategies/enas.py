@@ -278,6 +278,8 @@ class ENAS(SampledStrategy):
             trainer.precision_plugin.val_step_context(),
         ):
             pl_module.validation_step(*arguments)
+            if self.misses(logged.means()) and is_overridden("on_validation_epoch_end", pl_module):
+                pl_module.on_validation_epoch_end()
         return self._reward(logged.means(), architecture)
 
     def _reward(self, metrics: Mapping[str, float], architecture: Architecture) -> float:

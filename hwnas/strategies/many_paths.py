@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from hwnas.gate import Gate
+from hwnas.strategies.kept_attributes import kept_attributes
 from hwnas.strategies.ranks import average
 from hwnas.strategies.sampled import SampledOptions, UniformStrategy
-from hwnas.strategies.side_effects import captured_logs, kept_attributes, own_random_numbers
+from hwnas.strategies.side_effects import captured_logs, muted_loggers, own_random_numbers
 from profilers.space import Architecture
 
 
@@ -63,6 +64,7 @@ class ManyPathsStrategy(UniformStrategy):
                 own_random_numbers(self.step_seed(trainer, 20 + number)),
                 kept_attributes(pl_module),
                 captured_logs(pl_module, None, 1),
+                muted_loggers(trainer),
                 self._metrics.installed(),
                 self.space.running(self.space.gates_of(architecture)),
                 trainer.precision_plugin.train_step_context(),

@@ -179,12 +179,18 @@ class SampledStrategy(Strategy):
         # What is no number is worst, whichever end is best.
         self._judged = sorted(scores, key=lambda p: math.inf if math.isnan(p[1]) else -sign * p[1])
 
+    def misses(self, logged: Mapping[str, float]) -> bool:
+        return not any(name in logged for name in self._wanted(logged))
+
+    def _wanted(self, logged: Mapping[str, float]) -> tuple[str, ...]:
+        """The names of metrics that compare architectures, the first that is there."""
+        if self.reward_metric_name is not None:
+            return (self.reward_metric_name,)
+        return tuple(name for word in ("acc", "loss") for name in logged if word in name.lower())
+
     def reward_name(self, logged: Mapping[str, float]) -> str:
         """The metric that compares architectures. Raises ``ValueError`` where it is not logged."""
-        if self.reward_metric_name is not None:
-            wanted: tuple[str, ...] = (self.reward_metric_name,)
-        else:
-            wanted = tuple(name for word in ("acc", "loss") for name in logged if word in name.lower())
+        wanted = self._wanted(logged)
         name = next((name for name in wanted if name in logged), None)
         if name is None:
             raise ValueError(

@@ -113,16 +113,22 @@ class Sandwich(ManyPathsStrategy):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *rest: Any) -> None:
         super().on_train_batch_end(trainer, *rest)
-        self._stop_watching()
-        self._taught = None
+        self._forget()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        self._forget()
 
     def on_exception(self, *rest: Any) -> None:
         super().on_exception(*rest)
-        self._stop_watching()
-        self._taught = None
+        self._forget()
 
     def _keep(self, module: Any, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
         self._taught = inputs, keywords, _detached(output)
+
+    def _forget(self) -> None:
+        self._stop_watching()
+        self._taught = None
 
     def _stop_watching(self) -> None:
         if self._watching is not None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any, final
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
@@ -102,6 +102,30 @@ def captured_logs(
 
 
 @contextlib.contextmanager
+def muted_loggers(trainer: pl.Trainer) -> Iterator[None]:
+    """What the user's step writes to ``self.logger`` itself goes nowhere."""
+    loggers: list[Any] = trainer.loggers
+    trainer.loggers = [_Muted(logger) for logger in loggers]  # type: ignore[misc]  # they stand in for loggers
+    try:
+        yield
+    finally:
+        trainer.loggers = loggers
+
+
+@final
+class _Muted:
+    """A logger that can be asked (for its folder, say), and writes nothing."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+        self.experiment = DummyLogger().experiment
+
+    def __getattr__(self, name: str) -> Any:
+        held = getattr(self._logger, name)
+        return self.experiment.nop if callable(held) else held
+
+
+@contextlib.contextmanager
 def kept_buffers(module: nn.Module) -> Iterator[None]:
     """Buffers (BatchNorm statistics and any other) are as before afterwards, also where one was replaced."""
     places = [
@@ -118,33 +142,6 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
             for (holder, name, buffer), value in zip(places, saved, strict=True):
                 holder._buffers[name] = buffer
                 buffer.copy_(value)
-
-
-@contextlib.contextmanager
-def kept_attributes(module: nn.Module) -> Iterator[None]:
-    """The module's own plain attributes (a counter, a list of outputs) are as before afterwards.
-
-    So are the items of its lists, dictionaries and sets, nested ones too; other objects are not looked into.
-    """
-    own = vars(module)
-    before = {name: held for name, held in own.items() if not name.startswith("_")}
-    items = [(held, held.copy()) for held in _containers(list(before.values()))][1:]
-    try:
-        yield
-    finally:
-        for name in [name for name in own if not name.startswith("_") and name not in before]:
-            del own[name]
-        own.update(before)
-        for held, copied in items:
-            held.clear()
-            (held.extend if isinstance(held, list) else held.update)(copied)
-
-
-def _containers(held: Any) -> Iterator[Any]:
-    if type(held) in (list, dict, set, defaultdict):
-        yield held
-        for item in held.values() if isinstance(held, dict) else held:
-            yield from _containers(item)
 
 
 @contextlib.contextmanager

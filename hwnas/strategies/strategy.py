@@ -17,6 +17,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from pytorch_lightning.utilities.data import extract_batch_size
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -26,13 +27,14 @@ from hwnas.non_finite import check_finite
 from hwnas.recalibrate import recalibrate
 from hwnas.space import ModelSpace
 from hwnas.strategies.collapse import Watch
+from hwnas.strategies.kept_attributes import Restore, kept_attributes, kept_now
 from hwnas.strategies.ranks import average
 from hwnas.strategies.side_effects import (
     Logged,
     StandIns,
     captured_logs,
-    kept_attributes,
     kept_buffers,
+    muted_loggers,
     own_loader_numbers,
     own_random_numbers,
     random_states,
@@ -175,6 +177,13 @@ class Strategy(pl.Callback, ABC):
     @abstractmethod
     def judge(self, found: Judged) -> None:
         """Learns what validation, on all ranks, logged of each of the candidates."""
+
+    def misses(self, logged: Mapping[str, float]) -> bool:
+        """Whether a candidate cannot be judged by what ``validation_step`` logged of it alone.
+
+        Then the module's ``on_validation_epoch_end`` is called for each candidate, as well.
+        """
+        return False
 
     @abstractmethod
     def policy_state(self) -> dict[str, Any]:
@@ -326,15 +335,18 @@ class Strategy(pl.Callback, ABC):
         for contender in self._beside:
             gates = self.weight_gates(torch.Generator().manual_seed(mixed_seed(self.seed, batch_idx, 1)))
             with (
-                self._on_the_side(pl_module, contender.logged, batch, suffix, contender.metrics),
+                self._in_place_of_the_answer(pl_module, contender, batch, suffix),
                 own_random_numbers(mixed_seed(self.seed, batch_idx, 2)),
-                self.space.represented_by(contender.subnet),
                 self.space.running(gates),
                 trainer.precision_plugin.val_step_context(),
             ):
                 pl_module.validation_step(*arguments)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for contender in self._beside:
+            if self.misses(contender.logged.means()) and is_overridden("on_validation_epoch_end", pl_module):
+                with self._in_place_of_the_answer(pl_module, contender, None, ""):
+                    pl_module.on_validation_epoch_end()
         for name, value in _mean([contender.logged.means() for contender in self._beside]).items():
             # The names say already which loader they speak for.
             is_shared = trainer.world_size > 1
@@ -358,6 +370,29 @@ class Strategy(pl.Callback, ABC):
         for logger in trainer.loggers:
             logger.log_metrics(row, step=trainer.global_step)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._take_policy_on(trainer)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._take_policy_on(trainer)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._take_policy_on(trainer)
+
+    def _take_policy_on(self, trainer: pl.Trainer) -> None:
+        """What was learned with the weights of ``ckpt_path``; outside of a fit Lightning loads them alone."""
+        if trainer.state.fn == TrainerFn.FITTING or not trainer.ckpt_path:
+            return
+        state = trainer.strategy.load_checkpoint(trainer.ckpt_path).get("callbacks", {}).get(self.state_key)
+        if state is None:
+            warnings.warn(
+                f"'{trainer.ckpt_path}' holds nothing of {type(self).__name__}: its weights are judged with "
+                "the architecture that the strategy knows now",
+                stacklevel=2,
+            )
+        else:
+            self.load_policy_state(state["policy"])
+
     def on_test_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if not self._is_validating:
             self._enter_validation(pl_module)
@@ -375,10 +410,27 @@ class Strategy(pl.Callback, ABC):
     def _contenders(self, pl_module: pl.LightningModule) -> list[_Contender]:
         """What runs beside the answer."""
         found = [
-            _Contender(StandIns(pl_module), architecture, self.subnet(pl_module, architecture))
+            _Contender(
+                StandIns(pl_module), kept_now(pl_module), architecture, self.subnet(pl_module, architecture)
+            )
             for architecture in self.candidates()
         ]
-        return found or ([_Contender(StandIns(pl_module))] if self.validate_supernet else [])
+        if not found and self.validate_supernet:
+            found.append(_Contender(StandIns(pl_module), kept_now(pl_module)))
+        return found
+
+    @contextlib.contextmanager
+    def _in_place_of_the_answer(
+        self, pl_module: pl.LightningModule, contender: _Contender, batch: Any, suffix: str
+    ) -> Iterator[None]:
+        """The user's hooks judge the contender: with its own metrics, and what it collected so far."""
+        with (
+            self._on_the_side(pl_module, contender.logged, batch, suffix, contender.metrics),
+            self.space.represented_by(contender.subnet),
+        ):
+            contender.collect()
+            yield
+            contender.collect = kept_now(pl_module)
 
     def _enter_validation(self, pl_module: pl.LightningModule) -> None:
         self.validated = self.architecture()
@@ -423,6 +475,7 @@ class Strategy(pl.Callback, ABC):
             kept_attributes(pl_module),
             (metrics or self._metrics).installed(),
             captured_logs(pl_module, logged, _batch_size(batch), suffix),
+            muted_loggers(pl_module.trainer),
             kept_buffers(pl_module),
         ):
             yield
@@ -430,6 +483,7 @@ class Strategy(pl.Callback, ABC):
     # ---- logs
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.space.gates = None  # a hook of the user may have ended the epoch inside a step
         entropies = [-(p * p.clamp_min(1e-12).log()).sum() for p in self.probabilities().values()]
         is_shared = trainer.world_size > 1
         pl_module.log("architecture_entropy", torch.stack(entropies).mean().float(), sync_dist=is_shared)
@@ -458,9 +512,17 @@ class Strategy(pl.Callback, ABC):
 
 @dataclass
 class _Contender:
-    """What validation runs beside the answer: the supernet, or one architecture's subnet."""
+    """What validation runs beside the answer: the supernet, or one architecture's subnet.
+
+    Attributes:
+        metrics: its metrics.
+        collect: brings back what the user's module has collected of it so far.
+        architecture, subnet: None for the supernet.
+        logged: what was logged of it.
+    """
 
     metrics: StandIns
+    collect: Restore
     architecture: Architecture | None = None
     subnet: torch.nn.Module | None = None
     logged: Logged = field(default_factory=Logged)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from profilers.cost import Cost, CostTable, Floats
-from profilers.space import Architecture
+from profilers.space import Architecture, Implied
 
 Integers = npt.NDArray[np.int16]
 
@@ -64,12 +64,15 @@ def pareto_front(score: Cost, cost: Cost) -> list[ParetoPoint]:
             "score and cost must belong to one space, got the choices "
             f"{list(score.options)} and {list(cost.options)}"
         )
+    implied = {follows.label: follows for found in (score, cost) for follows in found.implied}
     sizes = {label: len(options) for label, options in score.options.items()}
+    sizes |= {label: len(follows.options) for label, follows in implied.items()}
     factors = [
         _Factor(table.labels, {at: _point(-worth, price) for at, worth, price in _entries(table, is_score)})
         for tables, is_score in ((score.tables, True), (cost.tables, False))
         for table in tables
     ]
+    factors += [_implication(follows) for follows in implied.values()]
     whole = _point(0.0, 0.0)
     while factors:
         used = dict.fromkeys(label for factor in factors for label in factor.labels)
@@ -112,6 +115,16 @@ class _Factor:
 
     labels: tuple[str, ...]
     cells: dict[tuple[int, ...], _Points]
+
+
+def _implication(follows: Implied) -> _Factor:
+    """Nothing where the option is the one that follows, and what every sum beats where it is not."""
+    cells = {
+        (*at, option): _point(0.0, 0.0) if option == number else _point(math.inf, math.inf)
+        for at, number in np.ndenumerate(follows.numbers)
+        for option in range(len(follows.options))
+    }
+    return _Factor((*follows.parents, follows.label), cells)
 
 
 def _entries(table: CostTable, is_score: bool) -> Iterator[tuple[tuple[int, ...], float, float]]:

@@ -242,26 +242,33 @@ class _Bounds:
     """
 
     def __init__(self, cost: Cost, low: float, high: float) -> None:
-        self._constant, self._low, self._high = cost.constant, low, high
+        self._cost, self._constant, self._low, self._high = cost, cost.constant, low, high
         columns = {label: column for column, label in enumerate(cost.options)}
-        # For each table its columns, in the order of the choices, and its extremes by how many are known.
-        self._tables: list[tuple[list[int], list[tuple[Any, Any]]]] = []
+        # A label is known with the last choice behind it.
+        last = {label: max(columns[c] for c in behind) for label, behind in cost.choices_behind.items()}
+        # For each table its labels, with when each is known, and its extremes by how many are known.
+        self._tables: list[tuple[list[tuple[str, int]], list[tuple[Any, Any]]]] = []
         for table in cost.tables:
             axes = range(len(table.labels))
+            known_at = [last[label] for label in table.labels]
+            order = sorted(axes, key=known_at.__getitem__)
+            values = table.values.transpose(order)
             extremes = [
-                (table.values.min(axis=tuple(axes[known:])), table.values.max(axis=tuple(axes[known:])))
+                (values.min(axis=tuple(axes[known:])), values.max(axis=tuple(axes[known:])))
                 for known in range(len(table.labels) + 1)
             ]
-            self._tables.append(([columns[label] for label in table.labels], extremes))
+            labels = [(table.labels[axis], known_at[axis]) for axis in order]
+            self._tables.append((labels, extremes))
         largest = sum(float(np.abs(table.values).max()) for table in cost.tables)
         self._slack = 1e-12 * (abs(cost.constant) + largest)  # the sums' last bits
 
     def can_hold(self, column: int, row: Rows) -> bool:
         """Whether the beginning up to ``column`` has an ending in the range, as far as the bounds tell."""
         least = most = self._constant
-        for columns, extremes in self._tables:
-            known = sum(other <= column for other in columns)
-            at = tuple(row[columns[:known]])
+        numbers = self._cost.followed(dict(zip(self._cost.options, row.tolist(), strict=True)))
+        for labels, extremes in self._tables:
+            known = sum(other <= column for _, other in labels)
+            at = tuple(numbers[label] for label, _ in labels[:known])
             least += extremes[known][0][at]
             most += extremes[known][1][at]
         return bool(least <= self._high + self._slack and most >= self._low - self._slack)

@@ -119,6 +119,8 @@ def digest_of(cost: Cost) -> str:
     digest = hashlib.sha256(repr(cost.constant).encode())
     for table in cost.tables:
         digest.update(repr(table.labels).encode() + table.values.tobytes())
+    for follows in cost.implied:
+        digest.update(repr((follows.label, follows.parents)).encode() + follows.numbers.tobytes())
     return f"{cost.unit} {digest.hexdigest()[:16]}"
 
 

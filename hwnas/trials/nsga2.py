@@ -19,6 +19,9 @@ class NSGA2(Method):
     for again or moved (`hwnas.trials.optuna_study`): every architecture that is evaluated is feasible, so no
     constraint violations are compared.
 
+    The default is Optuna's. A search of a few hundred trials wants more generations of fewer: with 200 on
+    NAS-Bench-201, a population of 10 came nearer to the best than 20 (``benchmarks/nas_bench_201.py``).
+
     Args:
         population_size: of each generation; the first is uniform draws.
         crossover: the probability that a child has two parents.

@@ -6,17 +6,16 @@ import datetime
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, final
 
+from lookup_tables.progress import Progress
 from profilers.nn_meter.official import OFFICIAL
 from profilers.nn_meter.pickles import RefusedPickleError, read_forest
 from profilers.nn_meter.predictor import save_predictor
 from profilers.nn_meter.regression import KernelPredictor
-
-Progress = Callable[[str, int, int], None]
 
 _RULES = "fusion_rules.json"
 _POINTER = b"version https://git-lfs.github.com/spec/"

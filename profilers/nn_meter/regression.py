@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -20,7 +19,7 @@ from profilers.nn_meter.forest import Floats, Forest, Rows
 _PRODUCTS = ("millions of MACs", "millions of weights")
 _NAMES = ("height", "input channels", "output channels", "filter", "stride", *_PRODUCTS)
 _LOOSE = 1.25  # how far beyond what was measured a feature may lie
-_BLOCK = 16  # channels that a runtime handles at once, or half as many
+_BLOCK = 16  # channels that a runtime handles at once; with older CPUs 8, which the forest makes good
 _SMALL_US = 5.0  # below this, an absolute error counts and not a relative one
 _LEAST = 0.1  # of its own time, which no calibration takes from a kernel
 
@@ -33,7 +32,7 @@ class Law:
     Attributes:
         per_quantity: milliseconds for each of `quantities`.
         low, high: of each feature that was measured.
-        scale, offset_ms: what whole networks said of kernels that were measured alone.
+        scale, offset_ms: what whole networks said of the sum of kernels.
     """
 
     per_quantity: Floats
@@ -69,7 +68,7 @@ class KernelPredictor:
         Args:
             kind: of the kernels.
             rows: nn-Meter's features of each.
-            times_us: of each alone, in microseconds.
+            times_us: of each, in microseconds.
             seed: of the forest.
         """
         from sklearn.ensemble import RandomForestRegressor
@@ -79,13 +78,15 @@ class KernelPredictor:
         per_quantity = nnls(known * weights[:, None], times * weights)[0]
         per_quantity[0] += 1e-3  # a kernel that does nothing takes a nanosecond: ratios are finite
         base = known @ per_quantity
-        regressor = RandomForestRegressor(n_estimators=100, max_features=0.6, random_state=seed)
+        regressor = RandomForestRegressor(
+            n_estimators=100, max_features=0.6, min_samples_leaf=3, random_state=seed
+        )
         regressor.fit(_described(kind, rows), times / base, sample_weight=(base * weights) ** 2)
         low, high = np.min(rows, axis=0), np.max(rows, axis=0)
         return cls(kind, Forest.from_sklearn(regressor), Law(per_quantity / 1e3, low, high))
 
     def calibrated(self, calibration: Calibration) -> KernelPredictor:
-        """The same predictor, as its kernels are in networks."""
+        """The same predictor, as its kernels add up to networks."""
         assert self.law is not None
         law = replace(self.law, scale=calibration.scale, offset_ms=calibration.per_site_us / 1e3)
         return replace(self, law=law)
@@ -94,10 +95,10 @@ class KernelPredictor:
         """One prediction a row of features."""
         if self.law is None:
             return self.forest.predict(rows)
-        alone = self.forest.predict(_described(self.kind, rows)) * (
+        timed = self.forest.predict(_described(self.kind, rows)) * (
             quantities(self.kind, rows) @ self.law.per_quantity
         )
-        own = self.law.scale * alone
+        own = self.law.scale * timed
         return np.maximum(own + self.law.offset_ms, _LEAST * own)
 
     def outside(self, row: Sequence[float]) -> str | None:
@@ -142,40 +143,59 @@ class KernelPredictor:
 
 
 def quantities(kind: str, rows: Rows) -> Floats:
-    """What each kernel computes and moves, from nn-Meter's features of it.
+    """What each kernel computes and moves, from nn-Meter's features of it; all but the first in millions.
 
-    Columns: 1, multiply-adds, inputs, outputs and weights, in millions; and multiply-adds and outputs once
-    more where the input's channels do not fill the blocks that a runtime works on, which some kernels need.
+    Runtimes compute on whole blocks of channels, so channels are rounded up to blocks. Of convolutions and
+    pools: 1; inputs, outputs and weights; multiply-adds, in one of three columns, for a runtime has a code of
+    its own for less than a block of input channels (images), for 1x1, and for the rest; those at the left and
+    right border, which are computed one by one; outputs, once for each block that is summed into them; inputs
+    and outputs that do not fill their blocks. Of linear layers: 1, weights, inputs and outputs. Of others: 1
+    and inputs.
 
     >>> quantities("fc", [[256, 10, 0.002565, 0.00513]]).tolist()
-    [[1.0, 0.00256, 0.000256, 1e-05, 0.00257, 0.0, 0.0]]
+    [[1.0, 0.00257, 0.000256, 1e-05]]
     """
-    plain = np.array([_quantities(kind, *row) for row in rows])
-    broken = _channels(kind, rows)[:, :1] % _BLOCK != 0
-    return np.hstack([plain, plain[:, [1, 3]] * broken])
-
-
-def _quantities(kind: str, *row: float) -> list[float]:
+    given = np.asarray(rows, dtype=np.float64)
+    one = np.ones(len(given))
     if kind == "fc":
-        cin, cout = row[:2]
-        macs, given, made, weights = cin * cout, cin, cout, (cin + 1) * cout
-    elif len(row) >= 5:  # convolutions and pools
-        hw, cin, cout, ks, stride = row[:5]
-        given, made = hw**2 * cin, math.ceil(hw / stride) ** 2 * cout
-        weights = {"conv-bn-relu": cin * cout, "dwconv-bn-relu": cout}.get(kind, 0) * ks**2
-        macs = made * ks**2 * (cin if kind == "conv-bn-relu" else 1)
+        cin, cout = given[:, :2].T
+        columns = [one, (cin + 1) * cout / 1e6, cin / 1e6, cout / 1e6]
+    elif given.shape[1] >= 5:
+        columns = [one, *(column / 1e6 for column in _of_windows(kind, given))]
     else:  # height and channels
-        macs = given = made = row[0] ** 2 * row[1]
-        weights = 0
-    return [1.0, macs / 1e6, given / 1e6, made / 1e6, weights / 1e6]
+        columns = [one, given[:, 0] ** 2 * given[:, 1] / 1e6]
+    return np.stack(columns, axis=1)
+
+
+def _of_windows(kind: str, rows: Floats) -> list[Floats]:
+    hw, cin, cout, ks, stride = rows[:, :5].T
+    out, wide = np.ceil(hw / stride), _filled(cout)
+    is_dense, is_deep = kind == "conv-bn-relu", cin >= _BLOCK
+    held = np.where(is_deep, _filled(cin), cin) if is_dense else _filled(cin)
+    summed = held if is_dense else np.ones_like(cin)  # inputs of an output, at one place of the window
+    weights = np.zeros_like(cin) if kind.endswith("pool") else wide * summed * ks**2
+    macs, is_window = out**2 * wide * summed * ks**2, ks > 1
+    return [
+        hw**2 * held,
+        out**2 * wide,
+        weights,
+        macs * ~is_deep,
+        macs * (is_deep & ~is_window),
+        macs * (is_deep & is_window),
+        macs / out * is_window,
+        out**2 * wide * np.ceil(summed / _BLOCK),
+        hw**2 * cin * (cin % _BLOCK != 0),
+        out**2 * cout * (cout % _BLOCK != 0),
+    ]
+
+
+def _filled(channels: Floats) -> Floats:
+    filled: Floats = np.ceil(channels / _BLOCK) * _BLOCK
+    return filled
 
 
 def _described(kind: str, rows: Rows) -> Floats:
-    """nn-Meter's features, the quantities, and whether channels fill the blocks that a runtime works on."""
-    return np.hstack([np.asarray(rows), quantities(kind, rows), _channels(kind, rows) % _BLOCK == 0])
-
-
-def _channels(kind: str, rows: Rows) -> Floats:
-    """Those of the input, and of the output where a kernel changes them."""
+    """nn-Meter's features, the quantities, and how channels fill the blocks that a runtime works on."""
     given = np.asarray(rows, dtype=np.float64)
-    return given[:, :2] if kind == "fc" else given[:, 1 : 3 if given.shape[1] > 2 else 2]
+    channels = given[:, :2] if kind == "fc" else given[:, 1 : 3 if given.shape[1] > 2 else 2]
+    return np.hstack([given, quantities(kind, rows), channels % _BLOCK, np.ceil(channels / _BLOCK) % 4])

@@ -12,30 +12,45 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import warnings
 from abc import ABC
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-import onnxruntime
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hwnas import ModelSpace
+from hwnas.certificate import certify, verify
 from hwnas.classification import Classification
+from hwnas.derive import ranked
 from hwnas.export import export_onnx
 from hwnas.spaces import SPACES, conformance
-from lookup_tables import to_onnx
+from lookup_tables import (
+    Accuracy,
+    Calibration,
+    Entry,
+    LatencyReading,
+    LookupTable,
+    SessionSettings,
+    fingerprint,
+    to_onnx,
+)
 from profilers import (
     FlopsProfiler,
     LagrangianPenalty,
+    LatencyProfiler,
     ParamsProfiler,
     RangeProfilerFilter,
     count_macs,
     distinct_parts,
 )
+from profilers.space import Part
 from tests.hwnas.strategies.tiny import EVERY, STRATEGIES, trainer
 
 COUNTED = Path(__file__).parents[3] / "shared" / "data" / "published_archs.json"
@@ -108,9 +123,7 @@ class SpaceContract(ABC):
             assert params.profile(architecture) == sum(p.numel() for p in subnet.parameters())
 
     def test_every_part_can_be_measured_for_a_latency_table(self) -> None:
-        space = self.make()
-        sites = space.sites(self.example())
-        parts = distinct_parts(space, sites)
+        _, parts = self.surveyed()
         some = dict([*parts.items()][:: max(1, len(parts) // 8)])
         files = to_onnx({key: (part.module, part.inputs) for key, part in some.items()})
         assert files.keys() == some.keys()
@@ -142,11 +155,62 @@ class SpaceContract(ABC):
         with space.running(space.gates_of(architecture)):
             torch.testing.assert_close(subnet(self.example(3)), space(self.example(3)))
 
-    def test_its_subnet_runs_alike_in_onnx_runtime(self, tmp_path: Path) -> None:
-        space = self.make().eval()
-        subnet = space.freeze(space.random(torch.Generator().manual_seed(3))).eval()
-        export_onnx(subnet, self.example(), tmp_path / "subnet.onnx")
-        session = onnxruntime.InferenceSession(tmp_path / "subnet.onnx", providers=["CPUExecutionProvider"])
-        (scores,) = session.run(None, {session.get_inputs()[0].name: self.example().numpy()})
-        with torch.no_grad():
-            torch.testing.assert_close(torch.from_numpy(scores), subnet(self.example()), rtol=1e-3, atol=1e-4)
+    def test_a_latency_that_was_asked_is_what_the_file_gets(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """From a table by a budget to a certified file, on a machine that takes 1 us a 1,000 weights."""
+
+        def read(path: Path, settings: SessionSettings) -> LatencyReading:
+            graph = onnx.load(str(path)).graph
+            sizes = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
+            layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+            ms = sum(max(sizes.get(name, 0) for name in node.input) for node in layers) / 1e6
+            return LatencyReading(ms, ms, ms, 0.5, "thread_cpu", True, "")
+
+        monkeypatch.setattr("hwnas.certificate.measure_latency", read)
+        space, parts = self.surveyed()
+        latency = LatencyProfiler(space, self.example(), self.table(parts))
+        low, high = latency.cost.bounds()
+        budget = low + 0.6 * (high - low)
+        generator = torch.Generator().manual_seed(3)
+        rows = {
+            label: torch.rand(len(options), generator=generator).softmax(0)
+            for label, options in space.options.items()
+        }
+        architecture = next(iter(ranked(space, rows, {latency: budget})))
+        subnet = space.freeze(architecture).eval()
+        file = export_onnx(subnet, self.example(), tmp_path / "subnet.onnx")
+        proof = certify(file, subnet, latency, architecture, budget, [self.example()])
+        assert proof.predicted_ms is not None
+        assert proof.predicted_ms <= budget
+        assert proof.measured_ms == pytest.approx(proof.predicted_ms, rel=1e-3)
+        assert proof.passed, proof.reason
+        assert verify(file).holds
+        assert proof.parity_max_abs_diff < 1e-3
+
+    @classmethod
+    @functools.cache
+    def surveyed(cls) -> tuple[ModelSpace, dict[str, Part]]:
+        """A space and its parts, for all tests."""
+        space = cls().make().eval()
+        return space, distinct_parts(space, space.sites(cls().example()))
+
+    def table(self, parts: Mapping[str, Part]) -> LookupTable:
+        """What was never measured: 1 us a 1,000 weights."""
+        entries = {}
+        for key, part in parts.items():
+            layers = [m for m in part.module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+            weights = sum(layer.weight.numel() for layer in layers)
+            us = max(weights / 1e3, 1e-6)
+            entries[key] = Entry(key, part.name, us, us, us, 8)
+        return LookupTable(
+            space="small",
+            date="2026-01-01T00:00:00+00:00",
+            device=fingerprint(),
+            settings=SessionSettings(),
+            protocol={"method": "isolated"},
+            entries=entries,
+            subnets=(),
+            calibration=Calibration(1.0, 0.0, 0.0),
+            accuracy=Accuracy(1.0, 100.0, 100.0, 1.0, 1.0, 2, -0.05, 0.05, 0.9),
+        )

@@ -18,17 +18,20 @@ import pickle
 import random
 import warnings
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -222,6 +225,19 @@ class StrategyContract(ABC):
 
     # ---- resuming
 
+    def test_weights_of_a_checkpoint_are_judged_with_its_answer(self, tmp_path: Path) -> None:
+        strategy = self.make()
+        module, made = fit(strategy)
+        made.save_checkpoint(tmp_path / "searched.ckpt")
+        again = self.make()
+        file = tmp_path / "searched.ckpt"
+        trainer(again).test(classification(), loaders()[1], ckpt_path=file, verbose=False)
+        assert_equal(again.policy_state(), strategy.policy_state())
+        assert again.validated == strategy.architecture()
+        made.save_checkpoint(tmp_path / "foreign.ckpt", weights_only=True)
+        with pytest.warns(UserWarning, match="holds nothing of"):
+            trainer(again).test(module, loaders()[1], ckpt_path=tmp_path / "foreign.ckpt", verbose=False)
+
     def test_search_resumed_at_the_end_of_an_epoch_equals_an_uninterrupted_one(self, tmp_path: Path) -> None:
         whole = self._search().run(tmp_path)
         for written in ("training", "validation"):
@@ -265,10 +281,23 @@ class StrategyContract(ABC):
 
     def test_what_the_users_module_collects_is_of_its_own_steps_alone(self) -> None:
         module = Collecting()
-        _, made = fit(self.make(), module, num_sanity_val_steps=0)
-        assert module.steps == 4
+        logger = DirectLogger()
+        _, made = fit(self.make(), module, num_sanity_val_steps=0, logger=logger, log_every_n_steps=1)
+        assert module.steps == module._hidden == module.meter.count == module.counting.calls == 4
+        assert float(module.total) == float(module.array[0]) == 4.0
         assert module.seen == {"train": [0, 1, 2, 3]}
+        assert list(module.recent) == module.meter.batches == [0, 1, 2, 3]
+        numbers = random.Random(0)
+        for _ in range(4):
+            numbers.random()
+        assert module.numbers.getstate() == numbers.getstate()
+        assert logger.direct == 4
         assert made.callback_metrics["count"] == 2.0
+
+    def test_epoch_that_the_users_hook_ends_leaves_no_gates(self) -> None:
+        module = EndsItsEpoch(-1, nothing)
+        trainer(self.make()).fit(module, *loaders(4))
+        _assert_no_trace(module)
 
     def test_metrics_are_updated_once_a_batch(self) -> None:
         counts = Counts()
@@ -713,11 +742,28 @@ class Collecting(pl.LightningModule):
         self.seen: dict[str, list[int]] = {"train": []}
         self.validated: list[int] = []
         self.steps = 0
+        self._hidden = 0
+        self.total = torch.zeros(())
+        self.array = np.zeros(1)
+        self.recent: deque[int] = deque(maxlen=9)
+        self.meter = Meter()
+        self.numbers = random.Random(0)
+        self.counting = CountingLoss()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.steps += 1
         self.seen["train"].append(batch_idx)
-        return F.cross_entropy(self.network(batch[0]), batch[1])
+        self._hidden += 1
+        self.total += 1
+        self.array[0] += 1
+        self.recent.append(batch_idx)
+        self.meter.count += 1
+        self.meter.batches.append(batch_idx)
+        self.numbers.random()
+        assert self.logger is not None
+        self.logger.log_metrics({"direct": 1.0})
+        loss: Tensor = self.counting(self.network(batch[0]), batch[1])
+        return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.validated.append(batch_idx)
@@ -729,6 +775,40 @@ class Collecting(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class Meter:
+    """What users keep an average with."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.batches: list[int] = []
+
+
+class CountingLoss(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
+        self.calls += 1
+        return F.cross_entropy(scores, labels)
+
+
+class DirectLogger(DummyLogger):
+    """Counts what a step writes to ``self.logger`` itself."""
+
+    direct = 0
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.direct += "direct" in metrics
+
+
+class EndsItsEpoch(Faulty):
+    """One that skips the rest of an epoch, as Lightning lets it."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        return -1 if batch_idx == 2 else None
 
 
 class TwoLoaders(Plain):

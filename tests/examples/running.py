@@ -14,7 +14,6 @@ import pytest
 
 from lookup_tables import LatencyReading, Measurement, SessionSettings
 from lookup_tables.build import build_table
-from lookup_tables.profiled import PartTimes
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -57,10 +56,10 @@ def measure_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
         networks: Mapping[str, bytes],
         settings: SessionSettings,
         *,
-        on_result: Callable[[str, PartTimes], None],
+        on_result: Callable[[str, dict[int, tuple[float, ...]]], None],
         **_: Any,
-    ) -> dict[str, PartTimes]:
-        found: dict[str, PartTimes] = {}
+    ) -> dict[str, dict[int, tuple[float, ...]]]:
+        found: dict[str, dict[int, tuple[float, ...]]] = {}
         for name, model in networks.items():
             sizes: Counter[int] = Counter()
             graph = onnx.load_from_string(model).graph

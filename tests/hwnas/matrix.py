@@ -60,6 +60,21 @@ def cell() -> nn.Module:
     )
 
 
+class LooseEnds(nn.Module):
+    """A cell that concatenates what no node takes, before a layer of that width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, 2, 1)
+        self.cell = Cell(_convolutions(), num_nodes=3, num_ops_per_node=1, merge_op="loose_end")
+        self.project = Conv2d(self.cell.n_outputs * 4, 4, 1)
+        self.head = _head(4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.project(self.cell(self.stem(images))))
+        return scores
+
+
 def coupled_widths() -> nn.Module:
     width = ValueChoice([2, 4, 6])
     return nn.Sequential(
@@ -119,6 +134,7 @@ KINDS: Mapping[str, Callable[[], nn.Module]] = {
     "input choice": Branches,
     "repeat": repeat,
     "cell": cell,
+    "cell with loose ends": LooseEnds,
     "coupled widths": coupled_widths,
     "attention layers": attention_layers,
     "attention sizes": attention_sizes,

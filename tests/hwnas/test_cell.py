@@ -210,9 +210,9 @@ def test_a_node_that_takes_every_state_has_no_choice_of_inputs() -> None:
 # ---- what is refused
 
 
-def test_loose_ends_are_refused_by_strategies_that_mix_when_they_are_made_for_a_space() -> None:
-    space = ModelSpace(nn.ModuleDict({"a": cell(merge_op="loose_end")}))
-    message = r"'a\.merge' cannot be searched with mixing weights: merge_op='loose_end'.*merge_op='all'"
+def test_loose_ends_of_strongest_edges_are_refused_when_a_strategy_that_mixes_takes_the_space_on() -> None:
+    space = ModelSpace(nn.ModuleDict({"a": cell(merge_op="loose_end", edges="strongest")}))
+    message = r"'a' cannot be searched with mixing weights: merge_op='loose_end'.*merge_op='all'"
     for strategy in (DARTS(), Proxyless()):
         with pytest.raises(ValueError, match=message):
             strategy.prepare_for(space)

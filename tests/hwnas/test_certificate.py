@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib.util import find_spec
 
 import pytest
 import torch
 
-from hwnas.certificate import Certificate, certify, judge, patient_reading, runtime_facts, verify
+from hwnas.certificate import (
+    Certificate,
+    certify,
+    deployed_session,
+    judge,
+    patient_reading,
+    runtime_facts,
+    verify,
+)
 from hwnas.export import export_onnx
+from hwnas.mobile import quantise_file
 from lookup_tables import LatencyReading, SessionSettings, fingerprint
+from tests.hwnas.tiny_space import tiny_table
 
 
 def reading(median: float, floor: float = 1.0, valid: bool = True) -> LatencyReading:
@@ -77,8 +88,61 @@ def test_file_without_certificate_is_told(tmp_path):
         verify(path)
 
 
+class Latency:
+    """What `certify` asks of a `LatencyProfiler`: half a millisecond, whatever the network."""
+
+    def __init__(self, **settings):
+        self.table = tiny_table(settings=SessionSettings(**settings))
+
+    def profile(self, architecture):
+        return 0.5
+
+    def interval(self, architecture):
+        return 0.4, 0.6
+
+
 def test_a_file_that_is_not_the_subnet_gets_no_certificate(tmp_path):
     path = export_onnx(torch.nn.Linear(4, 2), torch.zeros(1, 4), tmp_path / "net.onnx")
     with pytest.raises(ValueError, match=r"net.onnx' is not to be used"):
-        certify(path, torch.nn.Linear(4, 2), None, {}, 1.0, [torch.ones(3, 4)])
+        certify(path, torch.nn.Linear(4, 2), Latency(), {}, 1.0, [torch.ones(3, 4)])
     assert not (tmp_path / "certificate.json").exists()
+
+
+def test_a_table_of_one_precision_certifies_no_file_of_another(tmp_path, monkeypatch):
+    monkeypatch.setattr("hwnas.certificate.measure_latency", lambda *_: reading(0.5))
+    network, images = torch.nn.Sequential(torch.nn.Linear(4, 2)), torch.rand(3, 4)
+    fp32 = export_onnx(network, images[:1], tmp_path / "fp32.onnx")
+    int8 = quantise_file(fp32, tmp_path / "int8.onnx", [images])
+    with pytest.raises(ValueError, match=r"fp32.onnx' computes in fp32, and the latency table is of int8"):
+        certify(fp32, network, Latency(precision="int8"), {}, 1.0, [images])
+    with pytest.raises(ValueError, match=r"int8.onnx' computes in int8, and the latency table is of fp32"):
+        certify(int8, network, Latency(), {}, 1.0, [images])
+    certificate = certify(int8, network, Latency(precision="int8"), {}, 1.0, [images])
+    assert certificate.passed
+    assert certificate.parity_max_abs_diff > 1e-3  # what the quantisation changes is told, and no error
+    assert Certificate.load(int8).runtime["session"]["precision"] == "int8"
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
+def test_a_table_of_openvino_certifies_what_openvino_computes(tmp_path, monkeypatch):
+    """Its outputs are compared, not ONNX Runtime's."""
+    monkeypatch.setattr("hwnas.certificate.measure_latency", lambda *_: reading(0.5))
+    monkeypatch.setattr("hwnas.export.run", lambda *_: pytest.fail("asked ONNX Runtime"))
+    network, images = torch.nn.Sequential(torch.nn.Linear(4, 2)), torch.rand(3, 4)
+    path = export_onnx(network, images[:1], tmp_path / "net.onnx")
+    latency = Latency(runtime="openvino")
+    monkeypatch.setattr("hwnas.certificate.fingerprint", lambda *_: latency.table.device)
+    certificate = certify(path, network, latency, {}, 1.0, [images])
+    assert certificate.passed
+    assert certificate.parity_max_abs_diff < 1e-5
+    assert certificate.runtime["session"]["runtime"] == "openvino"
+
+
+def test_what_is_asked_of_the_session_must_be_what_the_table_was_measured_with():
+    table = tiny_table(settings=SessionSettings(2, precision="int8"))
+    assert deployed_session(table) == deployed_session(table, threads=2, int8=True) == table.settings
+    with pytest.raises(ValueError, match=r"measured with .*threads=2.* differs in threads, runtime: leave"):
+        deployed_session(table, threads=1, runtime="openvino")
+    with pytest.raises(ValueError, match="differs in precision"):
+        deployed_session(tiny_table(), int8=True)
+    assert deployed_session(None, int8=True) == SessionSettings(precision="int8")

@@ -18,6 +18,10 @@ from tests.hwnas.tiny_space import TinyNet, tiny_table
 TINY = "tests.hwnas.tiny_space:TinyNet"
 
 
+def broken(num_classes: int, in_channels: int) -> None:
+    raise KeyError("wide")
+
+
 def call(*arguments: object):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
@@ -38,6 +42,13 @@ def call(*arguments: object):
         (["search", "--epochs", "2", "--warmup-epochs", "2"], "leave at least one epoch to search"),
         (["profile", "--input-shape", "28"], "such as 1x28x28; got '28'"),
         (["table", "show", "absent.json"], "absent.json"),
+        (["search", "--data", "json:loads"], "data 'json:loads' must be a LightningDataModule, or a class"),
+        (["search", "--space", "json:loads"], "must be a class or function that takes num_classes and in"),
+        (["search", "--space", "tests.hwnas.test_cli:broken"], "KeyError: 'wide' (HWNAS_TRACEBACK=1 shows"),
+        (["search", "--out", __file__], "needs a folder that it can make and write to"),
+        (["search", "--out", f"{__file__}/below"], "needs a folder that it can make and write to"),
+        (["search", "--max-latency-ms", "inf"], "above 0 and finite"),
+        (["table", "build", "--space", TINY, "--out", "."], "cannot read '.' as a latency table"),
         (["verify", "absent.onnx"], "absent.onnx"),
     ],
 )

@@ -14,9 +14,10 @@ from hwnas.certificate import Certificate
 from hwnas.cli import app
 from hwnas.export import export_onnx, load_session, parity, read_metadata, run
 from hwnas.mobile import mobile_usability, nodes_in, quantise_file, to_ort
-from lookup_tables import LatencyReading
+from lookup_tables import LatencyReading, SessionSettings
 from lookup_tables.quantise import quantised_nodes
-from tests.hwnas.tiny_space import EXAMPLE, TinyNet
+from profilers import LatencyProfiler
+from tests.hwnas.tiny_space import EXAMPLE, TinyNet, tiny_table
 
 IMAGES = torch.randn(16, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 
@@ -128,6 +129,37 @@ def test_export_certifies_the_file_that_phones_run(trained, tmp_path, monkeypatc
     assert {tensor.data_type for tensor in onnx.load(str(out)).graph.initializer} >= {onnx.TensorProto.INT8}
     assert call("verify", tmp_path / "net.ort").exit_code == 0
     assert measured == [("net.ort", "int8", 2)] * 2
+
+
+def test_certificate_of_an_export_says_what_the_table_predicts_or_that_there_is_none(
+    trained, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        "hwnas.certificate.measure_latency",
+        lambda path, settings: LatencyReading(0.01, 0.01, 0.01, 1.0, "thread_cpu", True, ""),
+    )
+    table, space = tiny_table(settings=SessionSettings(precision="int8")), ModelSpace(TinyNet())
+    table.save(tmp_path / "int8.json")
+    out = tmp_path / "net.onnx"
+    asked = ["export", *trained, "--out", out, "--max-latency-ms", 1]
+    with_table = [*asked, "--device", tmp_path / "int8.json"]
+    result = call(*with_table, "--data", "digits")  # in INT8, as the table
+    assert result.exit_code == 0, result.output
+    certificate, latency = Certificate.load(out), LatencyProfiler(space, EXAMPLE, table)
+    assert certificate.predicted_ms == latency.profile(space.default())
+    assert certificate.predicted_interval_ms == latency.interval(space.default())
+    assert quantised_nodes(out.read_bytes())
+    plain = call(*asked)
+    assert Certificate.load(out).predicted_ms is None
+    assert "no latency table was given" in plain.output
+    for more, says in (
+        (["--data", "digits", "--ort"], "nothing about one in the mobile format"),
+        (["--threads", 2], "what is asked differs in threads"),
+        ([], "name them with --data"),
+    ):
+        assert says in call(*with_table, *more).output.replace("\n", " ")
+    without_budget = call("export", *trained, "--out", out, "--device", tmp_path / "int8.json")
+    assert "give a budget, too" in without_budget.output
 
 
 def test_export_in_int8_needs_real_images(trained, tmp_path):

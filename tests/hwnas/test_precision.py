@@ -58,6 +58,26 @@ def test_choices_stand_beside_the_network_by_the_names_of_its_modules():
     assert int8_modules(ModelSpace(TinyNet()), ModelSpace(TinyNet()).default()) == []
 
 
+def test_precision_of_what_does_not_run_is_no_decision():
+    space = mixed_space()
+    # width, then three layers of three convolutions in two precisions or a skip, and the head's precision
+    assert space.size == 2 * (3 * 2 + 1) ** 3 * 2 == len([*space.grid()])
+    skips = {**space.default(), "layer1": "skip", "precision.layers.1": "int8"}
+    assert "precision.layers.1" not in space.active(skips)
+    assert space.canonical(skips)["precision.layers.1"] == "fp32"
+    assert int8_modules(space, skips) == []
+
+
+def test_a_skip_costs_no_borders_between_its_neighbours():
+    space, given = mixed_space(), tables()
+    latency = MixedPrecisionProfiler(space, EXAMPLE, given, precision_labels(space), border_us=100.0)
+    around = {**space.default(), "precision.layers.0": "int8", "precision.layers.2": "int8"}
+    through = latency.profile({**around, "layer1": "k1", "precision.layers.1": "int8"})
+    skipped = latency.profile({**around, "layer1": "skip", "precision.layers.1": "fp32"})
+    fp32_between = latency.profile({**around, "layer1": "k1", "precision.layers.1": "fp32"})
+    assert skipped < through < fp32_between - 0.15  # two borders more
+
+
 @pytest.mark.parametrize(
     ("setting", "text"),
     [

@@ -14,7 +14,8 @@ from hwnas.certificate import Certificate
 from hwnas.export import read_metadata
 from hwnas.non_finite import NonFiniteLossError
 from hwnas.search import STRATEGIES, Search, SearchFailedError, SearchSettings
-from lookup_tables import LatencyReading, fingerprint
+from lookup_tables import LatencyReading, SessionSettings, fingerprint
+from lookup_tables.quantise import quantised_nodes
 from tests.hwnas.tiny_space import tiny_table
 
 SETTINGS = SearchSettings(
@@ -284,6 +285,24 @@ def test_exported_file_is_the_trained_network(tmp_path, machine, table):
 def test_impossible_settings_are_refused(change, text):
     with pytest.raises(ValueError, match=text):
         dataclasses.replace(SETTINGS, **change)
+
+
+def test_table_of_int8_leads_to_an_int8_file_and_certificate(tmp_path, machine, table):
+    path = tmp_path / "int8.json"
+    tiny_table(settings=SessionSettings(precision="int8")).save(path)
+    out = tmp_path / "run"
+    certificate = search(out, device_table=str(path), epochs=1, warmup_epochs=0, train_epochs=1).run()
+    assert certificate.passed
+    assert certificate.runtime["session"]["precision"] == "int8"
+    assert quantised_nodes((out / "subnet.onnx").read_bytes()) >= {"stem.1/Conv", "classifier/Gemm"}
+    assert certificate.parity_max_abs_diff > 1e-4  # of that very file, as is the accuracy
+    with pytest.raises(ValueError, match=r"measured with .*fp32.* differs in precision"):
+        search(tmp_path / "other", device_table=table, int8=True).run()
+
+
+def test_a_choice_of_the_precision_needs_more_than_one_table(tmp_path):
+    with pytest.raises(ValueError, match="searched with a table for each precision"):
+        search(tmp_path / "run", space="tests.hwnas.test_precision:mixed_space")
 
 
 def test_unknown_space_and_data_are_refused_with_what_there_is(tmp_path):

@@ -218,3 +218,9 @@ def test_volumes_are_trained_as_well() -> None:
     torch.manual_seed(0)
     volumes = nn.Sequential(nn.Conv3d(1, 2, 2), nn.Flatten(), nn.Linear(2, 2))
     assert Classification(volumes, 2)(torch.zeros(3, 1, 2, 2, 2)).shape == (3, 2)
+
+
+@both
+def test_a_schedule_without_an_end_is_refused(make: Any) -> None:
+    with pytest.raises(ValueError, match="'one-cycle' needs to know how many steps there are"):
+        fitted(make(), max_epochs=-1)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import operator
 import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -162,6 +164,20 @@ def test_options_must_be_some_and_different(options: list[Any]) -> None:
         ValueError, match="ValueChoice 'c' needs at least one option, no two equal and none nan; got"
     ):
         ValueChoice(options, label="c")
+
+
+@pytest.mark.parametrize("options", [np.arange(2, 6, 2), torch.tensor([2, 4]), [np.int64(2), np.float32(4)]])
+def test_numbers_of_numpy_and_torch_become_plain(options: Any) -> None:
+    choice = ValueChoice(options, label="width")
+    assert choice.options == (2, 4)
+    assert json.loads(json.dumps(choice.options)) == [2, 4]
+    assert ValueChoice(np.array([[3, 1], [1, 3]]), label="kernel").options == ((3, 1), (1, 3))
+
+
+@pytest.mark.parametrize("option", [nn.ReLU, object(), {1: 2}, (1, torch.relu)])
+def test_options_that_no_file_can_hold_are_refused(option: Any) -> None:
+    with pytest.raises(ValueError, match="options of ValueChoice 'act' are plain data"):
+        ValueChoice([option], label="act")
 
 
 def test_value_prints_as_its_formula() -> None:

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from lookup_tables import AdbDevice, SessionSettings, android, import_bundle
 from lookup_tables.measure import measure_by
-from tests.lookup_tables.test_bundle import bundled, small_models  # noqa: F401  # a fixture
+from tests.lookup_tables.test_bundle import bundled, networks, small_models  # noqa: F401  # a fixture
 
 ROUNDS = 2
 
@@ -165,6 +165,12 @@ def test_model_that_the_tool_cannot_run_is_named_with_what_it_said(
         ValueError, match=r"cannot run 'models/.*onnx': it said: Load model from x.onnx failed"
     ):
         AdbDevice("/data/local/tmp/tool").measure(bundled(tmp_path / "b"), silent)
+
+
+def test_networks_are_not_profiled_by_adb(phone: Path, tmp_path: Path) -> None:
+    folder = bundled(tmp_path / "b", method="profiled", networks=networks())
+    with pytest.raises(ValueError, match="by method 'isolated' or 'slope'"):
+        AdbDevice("perf").measure(folder, silent)
 
 
 def test_absent_adb_is_told(phone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""A network made of exported parts is the exported network, and every node has an owner."""
+"""A network made of exported parts is the exported network."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from onnx import TensorProto, helper
-from torch import nn
 
-from lookup_tables.assembly import PartCall, Wiring, assembled, owners
-from lookup_tables.export import to_onnx
+from lookup_tables.assembly import PartCall, Wiring, assembled
 from lookup_tables.worker import session_options
 
 
@@ -72,40 +69,3 @@ def test_tensor_that_nobody_makes_is_a_constant() -> None:
 def test_what_does_not_fit_together_is_refused(wiring: Wiring, parts: dict[str, bytes], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         assembled(wiring, parts)
-
-
-@pytest.mark.parametrize("level", ["all", "extended"])
-def test_every_node_of_the_optimised_network_has_the_owner_of_its_work(level: str, tmp_path) -> None:
-    """Convolution, addition of the input, pooling: fused, brought into another layout and back."""
-    image = torch.empty(1, 16, 6, 6, device="meta")
-    with torch.device("meta"):
-        modules = {
-            "conv": nn.Conv2d(16, 16, 3, padding=1),
-            "relu": nn.ReLU(),
-            "mean": nn.AdaptiveAvgPool2d(1),
-        }
-    parts = to_onnx({key: (module.eval(), (image,)) for key, module in modules.items()})
-    parts["add"] = operator("Add", 2, (1, 16, 6, 6))
-    calls = [PartCall("conv", (0,), (1,)), PartCall("add", (1, 0), (2,)), PartCall("relu", (2,), (3,)),
-             PartCall("mean", (3,), (4,))]  # fmt: skip
-    options = session_options(1, level)
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    onnxruntime.InferenceSession(assembled(Wiring((0,), tuple(calls), (4,)), parts), options)
-    optimised = onnx.load(tmp_path / "optimised.onnx")
-    found = owners(optimised)
-    assert found.keys() == {node.name for node in optimised.graph.node}
-    by_kind = {node.op_type.removeprefix("Fused"): found[node.name] for node in optimised.graph.node}
-    assert by_kind["Conv"] == 0  # also with the addition and the ReLU in it
-    assert max(found.values()) == 3
-
-
-def test_node_that_a_runtime_put_between_goes_to_its_maker_or_reader() -> None:
-    nodes = [
-        helper.make_node("Reorder", ["input0"], ["token0"], name="in"),
-        helper.make_node("Conv", ["token0"], ["token1"], name="p0.n0_nchwc"),
-        helper.make_node("Reorder", ["token1"], ["p0.y"], name="out"),
-        helper.make_node("Relu", ["p0.y"], ["p1.y"], name="p1.n0"),
-        helper.make_node("Cast", ["p1.y"], ["unnamed"], name="last"),
-    ]
-    found = owners(helper.make_model(helper.make_graph(nodes, "net", [], [])))
-    assert found == {"in": 0, "p0.n0_nchwc": 0, "out": 0, "p1.n0": 1, "last": 1}

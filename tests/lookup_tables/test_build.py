@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import nn
 
-from lookup_tables import build
-from lookup_tables.build import EntrySource, SubnetSource, build_table
+from lookup_tables import journal, sources
+from lookup_tables.build import build_table
 from lookup_tables.device import fingerprint
 from lookup_tables.graph import executed_graph
 from lookup_tables.measure import Measurement
 from lookup_tables.session import SessionSettings
+from lookup_tables.sources import EntrySource, SubnetSource
 from lookup_tables.table import LookupTable
 
 COST = {"conv": 40.0, "linear": 20.0, "relu": 8.0}
@@ -34,12 +35,12 @@ def parts() -> dict[str, EntrySource]:
 
 
 def nets(count: int = 8) -> list[SubnetSource]:
-    sources = parts()
+    known = parts()
     made = []
     for n in range(count):
         keys = ("conv", *["linear"] * (n % 4), *["relu"] * (n // 4), "conv")
-        network = nn.Sequential(*(sources[key].module for key in keys)).eval()
-        made.append(SubnetSource(f"net {n}", network, sources["conv"].inputs, keys))
+        network = nn.Sequential(*(known[key].module for key in keys)).eval()
+        made.append(SubnetSource(f"net {n}", network, known["conv"].inputs, keys))
     return made
 
 
@@ -91,11 +92,11 @@ def named_models(monkeypatch: pytest.MonkeyPatch) -> None:
         return kinds[type(module)].encode()
 
     monkeypatch.setattr(
-        build,
+        sources,
         "to_onnx",
         lambda modules, progress: {key: names(module) for key, (module, _) in modules.items()},
     )
-    monkeypatch.setattr(build, "_empty_model", lambda: b"")
+    monkeypatch.setattr(sources, "_empty_model", lambda: b"")
 
 
 def built(path: Path, machine: Machine, **given: Any) -> LookupTable:
@@ -154,8 +155,8 @@ def cut_off(path: Path, dies_at: int = 9) -> Path:
 @pytest.mark.parametrize("lost", [1, 5, 40])
 def test_line_that_was_cut_off_in_the_middle_is_measured_again(tmp_path: Path, lost: int) -> None:
     path = tmp_path / "table.json"
-    journal = cut_off(path)
-    journal.write_bytes(journal.read_bytes()[:-lost])
+    left = cut_off(path)
+    left.write_bytes(left.read_bytes()[:-lost])
     machine = Machine(dies_at=1)
     with pytest.raises(Killed):  # killed once more, on the repaired file
         built(path, machine)
@@ -187,7 +188,7 @@ def test_build_of_another_device_is_dropped_with_a_reason(
 ) -> None:
     cut_off(tmp_path / "table.json")
     monkeypatch.setattr(
-        build, "fingerprint", lambda runtime: replace(fingerprint(runtime), cpu="another CPU")
+        journal, "fingerprint", lambda runtime: replace(fingerprint(runtime), cpu="another CPU")
     )
     with pytest.warns(UserWarning, match=r"CPU: .* against another CPU.*starts afresh"):
         built(tmp_path / "table.json", Machine())
@@ -202,10 +203,10 @@ def test_damaged_journal_is_dropped_with_a_reason(tmp_path: Path, content: bytes
 
 @pytest.mark.parametrize("change", [{"median_us": "12"}, {"median_us": -1}, {"median_us": float("nan")}])
 def test_impossible_number_in_a_journal_is_not_believed(tmp_path: Path, change: dict[str, Any]) -> None:
-    journal = cut_off(tmp_path / "table.json")
-    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    left = cut_off(tmp_path / "table.json")
+    lines = [json.loads(line) for line in left.read_text().splitlines()]
     lines[3].update(change)
-    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    left.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.warns(UserWarning, match="damaged"):
         built(tmp_path / "table.json", Machine())
 
@@ -298,11 +299,11 @@ def running(path: Path) -> "subprocess.Popen[bytes]":
 @pytest.mark.slow
 def test_build_killed_by_a_signal_is_gone_on_with(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
-    journal = path.with_name("table.json.building.jsonl")
+    left = path.with_name("table.json.building.jsonl")
     process = running(path)
     try:
         deadline = time.monotonic() + 120
-        while not (journal.exists() and journal.read_bytes().count(b"\n") > 1) and process.poll() is None:
+        while not (left.exists() and left.read_bytes().count(b"\n") > 1) and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
@@ -310,11 +311,11 @@ def test_build_killed_by_a_signal_is_gone_on_with(tmp_path: Path) -> None:
         process.wait()
     assert not path.exists()
     done = [
-        json.loads(line) for line in journal.read_text().splitlines(keepends=True)[1:] if line.endswith("\n")
+        json.loads(line) for line in left.read_text().splitlines(keepends=True)[1:] if line.endswith("\n")
     ]
     assert 0 < len(done) < 4 + 2 * 12 + 1
     assert running(path).wait(timeout=240) == 0
-    assert not journal.exists()
+    assert not left.exists()
     table = LookupTable.load(path)
     assert (len(table.entries), len(table.subnets)) == (4, 12)
     kept = {net.key: net.median_us for net in table.subnets}

@@ -13,13 +13,15 @@ from typing import Any
 
 import pytest
 
-from lookup_tables import build, bundle, runner
-from lookup_tables.build import Method, build_table
+from lookup_tables import bundle, runner, sources
+from lookup_tables.assembly import PartCall, Wiring
+from lookup_tables.build import build_table
 from lookup_tables.bundle import import_bundle, runner_script, write_bundle
 from lookup_tables.device import DeviceFingerprint, fingerprint
 from lookup_tables.measure import Measurement
 from lookup_tables.runner import Heat, Results, hottest_celsius, item_name, manifest_text, pin
 from lookup_tables.session import SessionSettings
+from lookup_tables.sources import Method, Networks
 from tests.lookup_tables.test_build import nets, parts
 from tests.lookup_tables.test_measure import model
 
@@ -33,7 +35,17 @@ def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
     def exported(modules: Any, progress: Any) -> dict[str, bytes]:
         return {key: model(1 + hashlib.sha256(key.encode()).digest()[0] % 40) for key in modules}
 
-    monkeypatch.setattr(build, "to_onnx", exported)
+    monkeypatch.setattr(sources, "to_onnx", exported)
+
+
+def networks() -> Networks:
+    """Chains in two orders, and one that cannot be put together; ``relu`` is in none that can."""
+    wirings = [
+        Wiring((0,), tuple(PartCall(key, (n,), (n + 1,)) for n, key in enumerate(keys)), (len(keys),))
+        for keys in (("conv", "linear"), ("linear", "conv", "conv"))
+    ]
+    torn = Wiring((0,), (PartCall("relu", (0, 0), (1,)),), (1,))
+    return Networks((*wirings, torn), parts())
 
 
 def bundled(folder: Path, **given: Any) -> Path:
@@ -58,6 +70,9 @@ def measured(folder: Path, leave: int = 0, device: DeviceFingerprint | None = No
     with results.recording(manifest_of(folder), device or fingerprint(), {"clock": "wall"}):
         for n, name in enumerate(names[: len(names) - leave], start=10):
             results.add(name, Measurement(float(n), n - 1.0, n + 1.0, 56), {"celsius": None})
+        for n, (key, item) in enumerate(results.unprofiled().items()):
+            times = {place: (5.0 + n + place, 6.0, 7.0) for place in range(len(item["calls"]))}
+            results.add_profile(key, times, {"celsius": None})
     return results
 
 
@@ -96,13 +111,18 @@ def test_bundle_is_left_as_it_is_or_completed_but_never_replaced(
         bundled(tmp_path)
 
 
-def test_bundle_needs_networks_and_a_method_that_runs_elsewhere(tmp_path: Path) -> None:
+def test_bundle_needs_networks_and_a_runtime_with_a_profiler(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one subnet"):
         bundled(tmp_path / "b", subnets=[])
-    with pytest.raises(
-        ValueError, match="elsewhere entries are measured as isolated or slope; got 'profiled'"
-    ):
+    with pytest.raises(ValueError, match="profiled entries are measured in networks: give some"):
         bundled(tmp_path / "b", method="profiled")
+    with pytest.raises(ValueError, match="openvino has no profiler"):
+        bundled(
+            tmp_path / "b",
+            method="profiled",
+            networks=networks(),
+            settings=SessionSettings(runtime="openvino"),
+        )
 
 
 # ---- the script
@@ -174,6 +194,47 @@ def test_runner_killed_half_way_goes_on_and_its_results_make_the_table(
     assert run(folder).communicate(timeout=60)[0].startswith("all is measured")
 
 
+def test_runner_profiles_networks_and_goes_on_with_those_that_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = runner_script()
+    assert script.count("_NETWORKS = 24") == script.count("rounds: int = 8,\n    seed") == 1
+    quick = script.replace("_NETWORKS = 24", "_NETWORKS = 1").replace(
+        "rounds: int = 8,\n    seed", "rounds: int = 1,\n    seed"
+    )
+    monkeypatch.setattr(bundle, "runner_script", lambda: quick)
+    folder = bundled(tmp_path / "b", method="profiled", networks=networks())
+    manifest, results = manifest_of(folder), folder / "results.jsonl"
+    process = run(folder)
+    deadline = time.monotonic() + 120
+    while not (results.exists() and results.read_bytes().count(b"\n") > 1):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    whole = b"".join(results.read_bytes().splitlines(keepends=True)[:2])
+    results.write_bytes(whole + b'{"kind": "profile", "key": "')  # what followed had not reached the disk
+    with pytest.raises(ValueError, match="measurements are missing"):
+        import_bundle(folder)
+    out, errors = run(folder, "--json").communicate(timeout=240)
+    assert errors == ""
+    assert results.read_bytes().startswith(whole)
+    records = [json.loads(line) for line in results.read_text().splitlines()[1:]]
+    profiles = [record["key"] for record in records if record["kind"] == "profile"]
+    assert profiles == [item["key"] for item in manifest["profile"]]
+    assert len(profiles) == 2
+    total = len(manifest["measure"]) + 2
+    assert len({(r["kind"], r["key"]) for r in records}) == len(records) == total
+    told = [json.loads(line) for line in out.splitlines()]
+    assert (told[-1]["done"], told[-1]["total"]) == (total, total)
+    assert [line["done"] for line in told] == sorted(line["done"] for line in told)
+    table = import_bundle(results)
+    assert table.protocol["method"] == "profiled"
+    methods = {key: entry.method for key, entry in table.entries.items()}
+    assert methods == {"conv": "profiled", "linear": "profiled", "relu": "isolated"}
+
+
 def test_runner_says_in_a_line_what_is_wrong_with_its_folder(tmp_path: Path) -> None:
     folder = bundled(tmp_path / "b")
     next((folder / "models").iterdir()).write_bytes(b"half")
@@ -206,15 +267,20 @@ def test_runtime_that_cannot_measure_is_told_at_the_start(
 # ---- the results
 
 
-@pytest.mark.parametrize("method", ["isolated", "slope"])
+@pytest.mark.parametrize("method", ["isolated", "slope", "profiled"])
 def test_import_equals_a_build_with_the_same_measurements(tmp_path: Path, method: Method) -> None:
-    folder = bundled(tmp_path / "b", method=method)
+    folder = bundled(tmp_path / "b", method=method, networks=networks())
     results = measured(folder)
 
     def replay(models: Any, settings: Any, *, on_result: Any, **_: Any) -> dict[str, Measurement]:
         for name in models:
             on_result(name, results.found[name])
         return results.found
+
+    def profiles(models: Any, settings: Any, *, on_result: Any, **_: Any) -> dict[str, Any]:
+        for name in models:
+            on_result(name, results.profiles[name])
+        return results.profiles
 
     here = build_table(
         parts(),
@@ -223,12 +289,16 @@ def test_import_equals_a_build_with_the_same_measurements(tmp_path: Path, method
         space="tiny",
         settings=SessionSettings(),
         method=method,
+        networks=networks(),
         measurer=replay,
+        profiler=profiles,
     )
     there = import_bundle(folder)
     assert replace(there, date="", protocol={}) == replace(here, date="", protocol={})
     assert there.protocol == {**here.protocol, "clock": "wall"}  # which the header says
-    assert {entry.method for entry in there.entries.values()} == {method}
+    methods = {key: entry.method for key, entry in there.entries.items()}
+    alone = {"relu": "isolated"} if method == "profiled" else {}
+    assert methods == {**dict.fromkeys(parts(), method), **alone}
 
 
 def test_table_is_of_the_device_that_measured(tmp_path: Path) -> None:
@@ -269,6 +339,26 @@ def test_line_that_no_measurement_gives_is_refused_with_its_number(
     lines[number].update(change)
     (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(ValueError, match=f"line {number + 1} of .* is damaged: .*{says}.*delete that line"):
+        import_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"us": [[0, [1.0]], [9, [1.0]]]}, "was not timed at places of its [23] parts"),
+        ({"us": [[0, [1.0]], [1, [1.0, 2.0]]]}, "was not timed at places"),
+        ({"us": []}, "was not timed at places"),
+        ({"us": [[0, [-1.0]]]}, "was measured as"),
+        ({"key": "another"}, "'profile another' is not in the manifest"),
+    ],
+)
+def test_profile_that_nothing_gives_is_refused(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    folder = bundled(tmp_path / "b", method="profiled", networks=networks())
+    measured(folder)
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    lines[-1].update(change)
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match=f"line {len(lines)} of .* is damaged: .*{says}"):
         import_bundle(folder)
 
 
@@ -321,6 +411,7 @@ def test_what_is_wrong_with_a_bundle_is_said_at_import(tmp_path: Path, damage: A
     [
         ({"schema": "hwnas table bundle, version 9"}, "its schema must be 'hwnas table bundle, version 1'"),
         ({"reference": "models/none.onnx"}, "files that a bundle does not hold: models/none.onnx"),
+        ({"profile": [{"file": "models/none.onnx", "key": "a", "calls": []}]}, "does not hold: models/none"),
         ({"files": {"../../etc/passwd": "0"}}, "files that a bundle does not hold"),
         ({"settings": {"threads": 0, "optimisation": "all"}}, "threads must be a positive integer"),
     ],

@@ -16,12 +16,12 @@ import pytest
 import torch
 from torch import nn
 
-from lookup_tables import build
+from lookup_tables import sources
 from lookup_tables.assembly import PartCall, Wiring
-from lookup_tables.build import EntrySource, Method, Networks, SubnetSource, build_table
+from lookup_tables.build import build_table
 from lookup_tables.measure import Measurement
-from lookup_tables.profiled import PartTimes
 from lookup_tables.session import SessionSettings
+from lookup_tables.sources import EntrySource, Method, Networks, SubnetSource
 from lookup_tables.table import LookupTable
 
 COST = {f"conv{size}": 10.0 * size for size in (1, 3, 5, 7)}
@@ -79,7 +79,9 @@ class SlowMachine:
 
     def profile(self, models: Mapping[str, bytes], settings: Any, *, on_result: Any, **_: Any) -> None:
         def tell(name: str) -> None:
-            times: PartTimes = {n: (COST[k],) * 3 for n, k in enumerate(models[name].decode().split())}
+            times: dict[int, tuple[float, ...]] = {
+                n: (COST[k],) * 3 for n, k in enumerate(models[name].decode().split())
+            }
             on_result(name, times)
 
         self._take(list(models), tell)
@@ -110,14 +112,14 @@ def named_models(monkeypatch: pytest.MonkeyPatch) -> None:
         return " ".join(sizes[conv.kernel_size] for conv in convs).encode()
 
     monkeypatch.setattr(
-        build,
+        sources,
         "to_onnx",
         lambda modules, progress: {key: names(module) for key, (module, _) in modules.items()},
     )
-    monkeypatch.setattr(build, "_empty_model", lambda: b"")
-    monkeypatch.setattr(build, "chains", lambda model: (model, b" ".join([model] * build.COPIES)))
+    monkeypatch.setattr(sources, "_empty_model", lambda: b"")
+    monkeypatch.setattr(sources, "chains", lambda model: (model, b" ".join([model] * sources.COPIES)))
     monkeypatch.setattr(
-        build, "assembled", lambda wiring, models: b" ".join(models[c.key] for c in wiring.live())
+        sources, "assembled", lambda wiring, models: b" ".join(models[c.key] for c in wiring.live())
     )
 
 

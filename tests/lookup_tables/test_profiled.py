@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -9,8 +13,10 @@ from torch import nn
 from lookup_tables import profiled
 from lookup_tables.assembly import PartCall, Wiring, assembled
 from lookup_tables.export import to_onnx
-from lookup_tables.profiled import _session, profile
+from lookup_tables.profiled import Node, _session, nodes_of, owners, profile
 from lookup_tables.session import SessionSettings
+from lookup_tables.worker import session_options
+from tests.lookup_tables.test_assembly import operator
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +63,8 @@ def test_what_the_profiler_adds_to_each_node_is_taken_off(monkeypatch: pytest.Mo
             return nodes, [103.0, 100.0, 250.0]
 
     monkeypatch.setattr(profiled, "Worker", Scripted)
-    monkeypatch.setattr(profiled.onnx, "load", lambda path: None)
-    monkeypatch.setattr(profiled, "owners", lambda model: {"p0.a": 0, "p0.b": 0, "p1.a": 1})
+    monkeypatch.setattr(profiled.Path, "read_bytes", lambda path: b"")
+    monkeypatch.setattr(profiled, "owners", lambda nodes: {"p0.a": 0, "p0.b": 0, "p1.a": 1})
     found = profile({"net": b""}, SessionSettings())
     assert found == {"net": {0: pytest.approx((30.0,) * 3), 1: pytest.approx((70.0,) * 3)}}
 
@@ -72,3 +78,43 @@ def test_disturbed_runs_say_nothing() -> None:
 def test_network_that_cannot_be_run_is_named() -> None:
     with pytest.raises(ValueError, match="cannot run network 'broken'"):
         profile({"broken": b"no model"}, SessionSettings())
+
+
+@pytest.mark.parametrize("level", ["all", "extended"])
+def test_every_node_of_the_optimised_network_has_the_owner_of_its_work(level: str, tmp_path: Path) -> None:
+    """Convolution, addition of the input, pooling: fused, brought into another layout and back."""
+    image = torch.empty(1, 16, 6, 6, device="meta")
+    with torch.device("meta"):
+        modules = {
+            "conv": nn.Conv2d(16, 16, 3, padding=1),
+            "relu": nn.ReLU(),
+            "mean": nn.AdaptiveAvgPool2d(1),
+        }
+    parts = to_onnx({key: (module.eval(), (image,)) for key, module in modules.items()})
+    parts["add"] = operator("Add", 2, (1, 16, 6, 6))
+    calls = [PartCall("conv", (0,), (1,)), PartCall("add", (1, 0), (2,)), PartCall("relu", (2,), (3,)),
+             PartCall("mean", (3,), (4,))]  # fmt: skip
+    options = session_options(1, level)
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(assembled(Wiring((0,), tuple(calls), (4,)), parts), options)
+    optimised = onnx.load(tmp_path / "optimised.onnx")
+    nodes = nodes_of((tmp_path / "optimised.onnx").read_bytes())
+    assert [(n.name, [*n.inputs], [*n.outputs]) for n in nodes] == [
+        (n.name, [*n.input], [*n.output]) for n in optimised.graph.node
+    ]
+    found = owners(nodes)
+    assert found.keys() == {node.name for node in optimised.graph.node}
+    by_kind = {node.op_type.removeprefix("Fused"): found[node.name] for node in optimised.graph.node}
+    assert by_kind["Conv"] == 0  # also with the addition and the ReLU in it
+    assert max(found.values()) == 3
+
+
+def test_node_that_a_runtime_put_between_goes_to_its_maker_or_reader() -> None:
+    nodes = [
+        Node("in", ["input0"], ["token0"]),
+        Node("p0.n0_nchwc", ["token0"], ["token1"]),
+        Node("out", ["token1"], ["p0.y"]),
+        Node("p1.n0", ["p0.y"], ["p1.y"]),
+        Node("last", ["p1.y"], ["unnamed"]),
+    ]
+    assert owners(nodes) == {"in": 0, "p0.n0_nchwc": 0, "out": 0, "p1.n0": 1, "last": 1}

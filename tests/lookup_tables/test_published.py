@@ -178,6 +178,15 @@ def test_a_missing_block_is_an_error_or_given_by_hand(tmp_path: Path) -> None:
         ("a: {count: 3}", "must be a time above 0, got None"),
         ("a: {mean: 1, count: 0}", "a count of at least 1"),
         ("a: [", "no table of plain YAML"),
+        ("[" * 5000, "no table of plain YAML"),
+        ("a: 2001-99-99", "no table of plain YAML"),
+        ("a: {mean: 1, var: .nan}", "a variance of at least 0"),
+        ("a: {mean: 1" + "0" * 400 + "}", "must be a time above 0"),
+        # Written out it would be 9 ** 12 letters.
+        (
+            "a: &a0 [x]\n" + "".join(f"b{n}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(12)),
+            "must have a record",
+        ),
     ],
 )
 def test_what_is_no_table_is_refused_and_nothing_in_it_runs(text: str, error: str, tmp_path: Path) -> None:
@@ -239,6 +248,10 @@ def test_records_that_are_none_are_refused(tmp_path: Path) -> None:
     path.write_text(record("Int8Add", [[1, 2]], 1.0) + "\n{}")
     with pytest.raises(ValueError, match="line 2 is no operator record"):
         OperatorTable.load(path)
+    for shapes in ([], [[]], [[1, 8]]):
+        path.write_text(record("Int8FC", shapes, 1.0))  # type: ignore[arg-type]  # the last has no weights
+        with pytest.raises(ValueError, match="line 1 is no operator record"):
+            OperatorTable.load(path)
     path.write_text(record("Int8Add", [[1, 2], [1, 2]], -1.0))
     with pytest.raises(ValueError, match="line 1: runtime_us_p50 must be a time above 0"):
         OperatorTable.load(path)

@@ -4,13 +4,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import helper, numpy_helper
 from torch import nn
 
-from lookup_tables import build
-from lookup_tables.build import EntrySource
+from lookup_tables import sources
+from lookup_tables.export import to_onnx
 from lookup_tables.quantise import quantise, quantise_untrained, quantised_nodes
 from lookup_tables.session import SessionSettings
+from lookup_tables.sources import EntrySource
 
 
 @pytest.fixture(scope="module")
@@ -85,17 +87,29 @@ def test_quantisation_needs_a_batch_and_says_nothing_of_its_own(
     assert caplog.records == []
 
 
+def test_batchnorm_that_stands_alone_is_quantised_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    norm = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1)).eval()
+    image = torch.empty(1, 3, 4, 4, device="meta")
+    file = to_onnx({"norm": (norm.to("meta"), (image,))})["norm"]
+    assert "BatchNormalization" in {node.op_type for node in onnx.load_from_string(file).graph.node}
+    handlers = [*logging.getLogger().handlers]
+    with caplog.at_level(logging.WARNING):
+        quantise_untrained(file)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert logging.getLogger().handlers == handlers
+
+
 @pytest.fixture
 def quantised(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     models: list[bytes] = []
-    monkeypatch.setattr(build, "to_onnx", lambda modules, progress: dict.fromkeys(modules, b"fp32"))
-    monkeypatch.setattr(build, "quantise_untrained", lambda model: models.append(model) or b"int8")
+    monkeypatch.setattr(sources, "to_onnx", lambda modules, progress: dict.fromkeys(modules, b"fp32"))
+    monkeypatch.setattr(sources, "quantise_untrained", lambda model: models.append(model) or b"int8")
     return models
 
 
 def test_tables_in_int8_measure_quantised_models(quantised: list[bytes]) -> None:
-    sources = {"conv": EntrySource("conv", nn.Conv2d(1, 1, 1, device="meta"), ())}
+    given = {"conv": EntrySource("conv", nn.Conv2d(1, 1, 1, device="meta"), ())}
     for precision, expected in (("fp32", b"fp32"), ("int8", b"int8")):
         settings = SessionSettings(precision=precision)  # type: ignore[arg-type]  # both are
-        assert build._exported(sources, settings, "", lambda *step: None) == {"conv": expected}
+        assert sources.exported(given, settings, "", lambda *step: None) == {"conv": expected}
     assert quantised == [b"fp32"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from lookup_tables.build import SubnetSource
+from lookup_tables.sources import SubnetSource
 from lookup_tables.table import LookupTable, MissingEntryError
 from lookup_tables.validate import Validation, difference, held_out, validate_table
 from tests.lookup_tables.test_build import Machine, built, named_models, nets

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from profilers.space import Architecture, Part
+from profilers.space import Architecture, Implied, Part
 
 
 class FakeSite:
@@ -36,6 +36,7 @@ class FakeSpace:
         "out": (3, 5),
         "idle": (0, 1),
     }
+    implied: Sequence[Implied] = ()
 
     def sites(self, *example_inputs: Tensor) -> list[FakeSite]:
         size = example_inputs[0].shape[-1]

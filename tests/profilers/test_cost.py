@@ -93,13 +93,58 @@ def test_expected_is_the_mean_over_all_architectures_with_its_gradient(found: Ta
 
 
 def test_tables_over_the_same_choices_become_one() -> None:
-    pair = np.ones((2, 3))
+    pair, width = np.array([[1.0, 2.0, 4.0], [0.0, 1.0, 5.0]]), np.array([1.0, 2.0])
     cost = cost_of(
-        [(("width", "op"), pair), (("op", "width"), pair.T), (("width",), np.ones(2)), ((), np.array(4.0))]
+        [(("width", "op"), pair), (("op", "width"), pair.T), (("width",), width), ((), np.array(4.0))]
     )
     assert [table.labels for table in cost.tables] == [("op", "width")]
     assert cost.constant == 7
     assert cost.of({"op": "conv", "width": 8}) == 7 + 3
+
+
+def boxes_of(seed: int) -> tuple[Cost, list[CostTable]]:
+    """Places that run where each of five choices has one of some options: 1,024 cells each."""
+    generator = np.random.default_rng(seed)
+    options = {f"c{i}": tuple(range(4)) for i in range(5)}
+    found = []
+    for weight in (2.0, -3.0, 5.0):
+        inside = np.ones([4] * 5, dtype=np.bool_)
+        for axis in range(5):
+            allowed = np.append(generator.integers(0, 2, size=3), 1).astype(np.bool_)
+            inside &= allowed.reshape([4 if other == axis else 1 for other in range(5)])
+        found.append(CostTable(tuple(options), np.where(inside, weight, 1.0)))
+    found.append(CostTable(("c0", "c1"), generator.normal(size=(4, 4))))
+    return Cost(options, 1.0, found, "ms"), found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_boxes_cost_and_bound_what_their_cells_do(seed: int) -> None:
+    cost, found = boxes_of(seed)
+    assert any(table.box is not None for table in cost.tables)
+    total = 1.0 + sum(table.values for table in found[:3]) + found[3].values[..., None, None, None]
+    rows = np.indices(total.shape).reshape(5, -1).T
+    assert cost.of_many(rows) == pytest.approx(total.ravel())
+    assert cost.bounds() == pytest.approx((total.min(), total.max()))
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(5, 4, dtype=torch.float64, generator=generator)
+    logits[0, 1] = -math.inf  # a probability of 0 has a gradient, too
+    leaves = logits.softmax(1).requires_grad_()
+    mean = torch.from_numpy(total)
+    for row in leaves.flip(0):
+        mean = mean @ row
+    expected = cost.expected(dict(zip(cost.options, leaves, strict=True)))
+    torch.testing.assert_close(expected, mean)
+    # Probabilities sum to 1: only what one option has more than another one counts.
+    got, wanted = (torch.autograd.grad(value, leaves, retain_graph=True)[0] for value in (expected, mean))
+    torch.testing.assert_close(got.diff(), wanted.diff())
+
+
+def test_axes_along_which_nothing_changes_are_left_out() -> None:
+    """A site that runs under one of several options, whichever it is."""
+    one = np.array([[2.0, 3.0, 3.0], [0.0, 0.0, 0.0]])
+    cost = cost_of([(("width", "op"), one), (("width", "op"), one[::-1]), (("kernel",), np.ones(2))])
+    assert [table.labels for table in cost.tables] == [("op",)]
+    assert (cost.constant, cost.of({"op": "pool"})) == (4, 7)
 
 
 @settings(max_examples=20, deadline=None)

@@ -66,11 +66,11 @@ def test_cost_is_the_sum_of_each_sites_entry_in_its_own_precision(
                 table = tables[architecture[PRECISION[site.name]] if site.name in PRECISION else "fp32"]
                 calibration = table.calibration
                 expected += calibration.scale * table.entries[part.key].median_us + calibration.per_site_us
-        chain = ["fp32", architecture["first"], architecture["second"], "fp32"]
+        skips = architecture["op"] == "skip"
+        inside = [] if skips else [architecture["first"], architecture["second"]][: architecture["depth"]]
+        chain = ["fp32", *inside, "fp32"]
         expected += BORDER_US * sum(one != other for one, other in itertools.pairwise(chain))
-        share = chain.count("int8") / len(chain)
-        constants = [tables[name].calibration.constant_us for name in ("fp32", "int8")]
-        expected += constants[0] * (1 - share) + constants[1] * share
+        expected += tables["fp32"].calibration.constant_us  # stem and head always run
         assert found.profile(architecture) == pytest.approx(expected / 1e3, rel=1e-12)
 
 
@@ -101,6 +101,14 @@ def test_program_chooses_precision_with_the_operator(
         kept = minimise(dear, excluded=excluded)
         assert kept is not None
         assert (kept["first"], kept["second"]) == ("fp32", "fp32")
+
+
+def test_modules_that_may_all_be_skipped_in_a_row_have_their_limit(
+    space: TwoPrecisions, tables: dict[str, LookupTable], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("profilers.mixed_precision._LARGEST", 20)
+    with pytest.raises(ValueError, match=r"depends on 4 choices .*24 combinations, at most 20"):
+        profiler(space, tables)
 
 
 def test_expected_cost_leads_a_gradient_to_the_precision(

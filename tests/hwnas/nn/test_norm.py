@@ -237,3 +237,13 @@ class TestGroupNorm(MixedOperationContract):
 def test_channels_that_groups_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match=r"divisible by num_groups in every .* of options; got 6 and 4"):
         GroupNorm(4, ValueChoice([6, 8], label="width"))
+
+
+def test_running_averages_over_all_batches_can_be_mixed() -> None:
+    width = ValueChoice([2, 4], label="width")
+    space = ModelSpace(nn.Sequential(BatchNorm1d(width, momentum=None)))
+    plain, inputs = nn.BatchNorm1d(4, momentum=None), torch.randn(3, 8, 4)
+    with space.running({"width": Gate((0, 1), torch.tensor([0.5, 0.5]))}):
+        for batch in inputs:
+            assert torch.equal(space(batch), plain(batch))
+    assert torch.equal(space.network[0].running_mean, plain.running_mean)

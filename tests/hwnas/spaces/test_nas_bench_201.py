@@ -48,8 +48,12 @@ def test_what_is_no_cell_is_refused(cell: str) -> None:
         NASBench201.from_published(cell)
 
 
-def executed_macs(subnet: nn.Module, images: Tensor, folder: Path) -> float:
-    """Multiply-adds of the convolutions and linear layers that ONNX Runtime runs, by its own profile."""
+def executed(subnet: nn.Module, images: Tensor, folder: Path) -> tuple[float, float]:
+    """What ONNX Runtime runs, by its own profile.
+
+    Returns:
+        Multiply-adds of the convolutions and linear layers, and elements that average pooling wrote.
+    """
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter that takes a thirtieth of the time is deprecated
@@ -63,17 +67,21 @@ def executed_macs(subnet: nn.Module, images: Tensor, folder: Path) -> float:
     session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
     session.run(None, {session.get_inputs()[0].name: images.numpy()})
     profile = Path(session.end_profiling())
-    total = 0
+    total = pooled = 0
     for event in json.loads(profile.read_text()):
         facts = event.get("args", {})
-        if event["name"].endswith("_kernel_time") and facts["op_name"] in ("Conv", "FusedConv", "Gemm"):
+        if not event["name"].endswith("_kernel_time"):
+            continue
+        if facts["op_name"] == "AveragePool":
+            pooled += math.prod(*facts["output_type_shape"][0].values())
+        if facts["op_name"] in ("Conv", "FusedConv", "Gemm"):
             given, *others = (next(iter(shape.values())) for shape in facts["input_type_shape"])
             (output,) = (next(iter(shape.values())) for shape in facts["output_type_shape"])
             # A linear layer's weight is packed beforehand, and not among what is given.
             is_linear = facts["op_name"] == "Gemm"
             total += math.prod((*given, output[1]) if is_linear else (*others[0], *output[2:]))
     profile.unlink()
-    return total
+    return total, pooled
 
 
 CELLS = int(os.environ.get("CELLS", "30"))  # CELLS=200 pytest -k live_edges: 20 CPU seconds
@@ -85,13 +93,45 @@ def test_live_edges_are_what_onnx_runtime_executes(tmp_path: Path) -> None:
     images = torch.randn(1, 1, 8, 8)
     macs = FlopsProfiler(space, images)
     generator = torch.Generator().manual_seed(0)
-    live = set()
+    live, shared = set(), set()
     for _ in range(CELLS):
         architecture = space.random(generator)
         subnet = space.freeze(architecture).eval()
-        assert executed_macs(subnet, images, tmp_path) == macs.profile(architecture), architecture
-        live.add(len(subnet.layers[0].edges) - sum(name != "none" for name in architecture.values()))
+        found = macs.detail(architecture)
+        # Pooled is also where a stage ends: the whole image, and each image before the two reductions.
+        pooling = sum(count for name, count in found.detail.items() if name.startswith("avg_pool"))
+        assert executed(subnet, images, tmp_path) == (found.headline, pooling), architecture
+        cell = subnet.layers[0]
+        live.add(len(cell.edges) - sum(name != "none" for name in architecture.values()))
+        shared.add(len(cell.edges) - len(cell.operations))
     assert {0, -1, -2} <= live  # cells with dead edges are among them
+    assert {0, 1} <= shared  # and cells that pool one tensor twice
+
+
+def test_what_an_edge_would_compute_again_is_computed_once() -> None:
+    """Nodes 1 and 2 are what node 0 is, pooled; node 3 sums the two, and its input pooled."""
+    space = ModelSpace(NASBench201(num_classes=4, in_channels=1, channels=4, cells=1))
+    architecture = {
+        "0-1": "avg_pool_3x3",
+        "0-2": "avg_pool_3x3",
+        "1-2": "none",
+        "0-3": "avg_pool_3x3",
+        "1-3": "skip_connect",
+        "2-3": "avg_pool_3x3",
+    }
+    sites = [
+        site.name
+        for site in space.sites(torch.empty(1, 1, 8, 8))
+        if site.name.startswith("layers.0.") and (part := site.part(architecture)) and not part.is_free
+    ]
+    pools = [name for name in sites if "pool" in name]
+    assert pools == ["layers.0.operations.0-1.avg_pool_3x3", "layers.0.operations.2-3.avg_pool_3x3"]
+    assert len(sites) == len(pools) + 2  # two sums
+    images = torch.randn(2, 1, 8, 8)
+    space.eval()
+    with space.running(space.gates_of(architecture)):
+        expected = space(images)
+    assert torch.equal(space.freeze(architecture)(images), expected)
 
 
 def test_all_cells_are_counted_in_one_call() -> None:

@@ -24,6 +24,13 @@ SAMPLES = [
     ("proxyless", PROXYLESS, 1.3, {"ks": [7, 5, 3] * 7, "e": [3, 6, 4] * 7, "d": [2, 4, 3, 2, 4, 1]}),
 ]
 
+# Multiply-adds and parameters at 224x224, counted on once-for-all's own classes (PyPI: ofa 0.1.0).
+COUNTS = {
+    "mbv3": (228_507_184, 4_063_520),
+    "mbv3 wide": (531_151_704, 7_491_040),
+    "proxyless": (532_393_976, 5_772_032),
+}
+
 
 def conv(width_in: int, width_out: int, kernel: int, activation: str, **others: Any) -> dict[str, Any]:
     return {
@@ -109,6 +116,14 @@ def test_a_sample_and_its_net_config_are_one_architecture(
     assert from_layers.architecture == from_sample.architecture
     assert from_layers.arguments["width"] == width
     assert [from_sample.architecture[f"stage{n + 1}.depth"] for n in range(5)] == sample["d"][:5]
+
+
+@pytest.mark.parametrize(("name", "width", "sample"), [(s[0], *s[2:]) for s in SAMPLES])
+def test_a_sample_has_the_counts_of_the_authors_code(name: str, width: float, sample: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        network = MobileNetV3.from_ofa_config(sample, width=width)
+        macs = count_macs(network, [torch.empty(1, 3, 224, 224)]).headline
+    assert (macs, sum(parameter.numel() for parameter in network.parameters())) == COUNTS[name]
 
 
 def test_released_networks_are_read_with_their_counts() -> None:

@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from hwnas import LayerChoice
 from hwnas.cli import app
-from hwnas.spaces import SPACES, Published, conformance
-from hwnas.spaces.published import published_network
+from hwnas.spaces import SPACES, FBNet, Published, conformance
+from hwnas.spaces.published import known_as, published_network
 
 
 class Net(nn.Module):
@@ -55,3 +55,30 @@ def test_every_ready_made_space_has_a_small_size_and_a_list_of_published_network
     for name, space in SPACES.items():
         assert isinstance(space.small(num_classes=3, in_channels=1), space), name
         assert set(space.published) == {known.lower() for known in space.published}
+
+
+@pytest.mark.parametrize(
+    ("space", "said", "meant"),
+    [
+        ("proxylessnas", "proxyless_mobile_14", "mobile-14"),
+        ("proxylessnas", "ProxylessNAS-GPU", "gpu"),
+        ("fbnet", "FBNet-A", "a"),
+        ("fbnet", "fbnet_c", "c"),
+        ("mobilenet-v3", "MobileNetV3-Large", "large"),
+        ("mobilenet-v3", "mobilenet_v3_small", "small"),
+        ("mobilenet-v3", "ofa-595M", "ofa-595m"),
+        ("darts-cells", "DARTS_V2", "darts-v2"),
+        ("darts-cells", "v2-imagenet", "darts-v2-imagenet"),
+        ("shufflenet-v2", "SPOS", "spos"),
+        ("autoformer", "AutoFormer-T", "t"),
+        ("enas-micro", "ENAS-micro", "micro"),
+    ],
+)
+def test_names_are_known_in_the_spelling_of_papers_and_files(space: str, said: str, meant: str) -> None:
+    assert known_as(SPACES[space], said) == meant
+
+
+@pytest.mark.parametrize("name", ["f", "fa", "d", "net-a", "proxyless", ""])
+def test_another_name_is_refused_with_those_that_are_known(name: str) -> None:
+    with pytest.raises(ValueError, match=f"FBNet has no published network '{name}'; it has a, b, c"):
+        FBNet.from_published(name)

@@ -37,3 +37,12 @@ def test_blocks_of_a_layer_share_the_number_of_channels() -> None:
 def test_stages_need_a_width_each() -> None:
     with pytest.raises(ValueError, match=r"each stage needs a number of layers.* got 1 and 6"):
         ShuffleNetV2(layers=(4,))
+
+
+def test_channels_are_the_authors_multiples_rounded_down() -> None:
+    with torch.device("meta"):
+        space = ModelSpace(ShuffleNetV2())
+    assert space.options["stage1.layer1.channels"] == (6, 12, 19, 25, 32, 38, 44, 51)
+    assert space.options["stage4.layer4.channels"] == (64, 128, 192, 256, 320, 384, 448, 512)
+    published = ShuffleNetV2.published["spos-block-channel"].architecture
+    assert [published[f"stage1.layer{layer}.channels"] for layer in (1, 2, 3, 4)] == [44, 38, 25, 38]

@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -36,6 +35,8 @@ from tests.hwnas.strategies.tiny import (
     space_of,
     trainer,
 )
+
+T = TypeVar("T")
 
 # Going on in the folder of before is what resuming is.
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists:UserWarning")
@@ -231,13 +232,16 @@ def test_absolute_penalty_is_the_reward_of_tunas() -> None:
     assert {profiler.profile(a) > 8.0 for a, _ in episodes.all()} == {True, False}
 
 
+class Notes(list[T]):
+    """Steps on the side leave a module's lists as they were; nobody looks into one of another class."""
+
+
 class Normed(Scored):
     """Notes modes and outputs of its episodes."""
 
     def __init__(self) -> None:
         super().__init__(is_conv)
-        # Steps on the side leave a module's lists as they were; nobody looks into a deque.
-        self.seen: deque[tuple[dict[type, bool], Tensor, Any, Tensor]] = deque()
+        self.seen: Notes[tuple[dict[type, bool], Tensor, Any, Tensor]] = Notes()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
@@ -313,7 +317,7 @@ class Stateful(Scored):
     def __init__(self) -> None:
         super().__init__(is_conv)
         self.mean = MeanMetric()
-        self.batches: deque[float] = deque()
+        self.batches: Notes[float] = Notes()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         value = torch.rand(()) + float(np.random.rand())
@@ -528,7 +532,7 @@ class OfTheBatch(Scored):
 
     def __init__(self) -> None:
         super().__init__(is_conv)
-        self.values: deque[float] = deque()
+        self.values: Notes[float] = Notes()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.values.append(float(batch[0].mean()))

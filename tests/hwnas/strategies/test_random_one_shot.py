@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from scipy.stats import chisquare
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hwnas import LayerChoice, ModelSpace
@@ -17,7 +19,16 @@ from hwnas.recalibrate import recalibrate
 from hwnas.strategies import DARTS, RandomOneShot
 from profilers import Cost, CostTable, LagrangianPenalty, Profiler, RangeProfilerFilter
 from tests.contracts.strategy import StrategyContract
-from tests.hwnas.strategies.tiny import Noisy, TableProfiler, classification, fit, loaders, space_of, trainer
+from tests.hwnas.strategies.tiny import (
+    Noisy,
+    TableProfiler,
+    TinyNet,
+    classification,
+    fit,
+    loaders,
+    space_of,
+    trainer,
+)
 
 
 class TestRandomOneShot(StrategyContract):
@@ -172,3 +183,50 @@ def test_what_was_judged_in_one_space_says_nothing_in_another() -> None:
     assert strategy.policy_state()["judged"]
     strategy.prepare_for(space_of(classification()))
     assert not strategy.policy_state()["judged"]
+
+
+class InItsSteps(pl.LightningModule):
+    """Logs what it gives to the right class, batch by batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.space = ModelSpace(TinyNet())
+        self.right: list[Tensor] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.space(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_acc", self.accurate(batch).mean())
+
+    def accurate(self, batch: Any) -> Tensor:
+        return self.space(batch[0]).softmax(1)[range(len(batch[1])), batch[1]]
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class AtItsEnd(InItsSteps):
+    """Collects it, and logs the mean when all batches are through."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.right.append(self.accurate(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val_acc", torch.cat(self.right).mean())
+        self.right.clear()
+
+
+@pytest.mark.parametrize("name", [None, "val_acc"])
+def test_candidates_are_judged_by_what_is_logged_at_the_end_of_the_validation(name: str | None) -> None:
+    judged = []
+    for module in (InItsSteps(), AtItsEnd()):
+        strategy = RandomOneShot(reward_metric_name=name)
+        _, made = fit(strategy, module)
+        judged.append((strategy.policy_state()["judged"], float(made.callback_metrics["supernet_val_acc"])))
+    assert len({score for _, score in judged[0][0]}) > 1
+    (expected, expected_mean), (found, mean) = judged
+    assert [a for a, _ in found] == [a for a, _ in expected]
+    assert [s for _, s in found] == pytest.approx([s for _, s in expected])
+    assert mean == pytest.approx(expected_mean)
