@@ -45,6 +45,10 @@ class ChoiceContract(ABC):
     mixes = True
     """Whether the choice can be searched with mixing weights."""
 
+    mixture_is_expectation = True
+    """Whether that mixture is the paths' expectation; not where what is mixed and how both follow from one
+    choice, as in a cell's loose ends."""
+
     @abstractmethod
     def make_space(self) -> ModelSpace:
         """A space of at most 2,000 combinations of options; it can be pickled."""
@@ -148,6 +152,11 @@ class ChoiceContract(ABC):
         gates = {label: Gate(tuple(range(len(w))), w) for label, w in weights.items()}
         with space.running(gates):
             mixed = space(*inputs)
+        wanted = [w for w in weights.values() if len(w) > 1]  # one option alone is no mixture
+        if not self.mixture_is_expectation:
+            found = torch.autograd.grad(mixed.square().sum(), wanted)
+            assert all(bool(gradient.any()) for gradient in found)
+            return
         expected = torch.zeros_like(mixed)
         for architecture in _every(space):
             chances = [weights[n][space.options[n].index(option)] for n, option in architecture.items()]
@@ -155,7 +164,6 @@ class ChoiceContract(ABC):
                 space, architecture, inputs
             )
         _assert_close(mixed, expected)
-        wanted = [w for w in weights.values() if len(w) > 1]  # one option alone is no mixture
         found = torch.autograd.grad(mixed.square().sum(), wanted, retain_graph=True)
         for ours, theirs in zip(found, torch.autograd.grad(expected.square().sum(), wanted), strict=True):
             # To mixing weights: their sum is always 1, so that a constant means nothing.

@@ -91,7 +91,7 @@ class TestCell(ChoiceContract):
     @pytest.fixture(autouse=True)
     def arguments(self, merge_op: str, label: str | None) -> None:
         self.given = merge_op, label
-        self.mixes = merge_op == "all"
+        self.mixture_is_expectation = merge_op == "all"
 
     def make_space(self) -> ModelSpace:
         return ModelSpace(CellNetwork(*self.given))
