@@ -94,19 +94,24 @@ def export_onnx(
 def parity(
     subnet: nn.Module, path: str | Path, inputs: Iterable[Tensor], runtime: Runtime = "onnxruntime"
 ) -> float:
-    """The largest absolute difference between torch and a file's outputs for ``inputs``."""
+    """The largest absolute difference between torch and a file's outputs for ``inputs``.
+
+    It is NaN where one of them is. Raises ``ValueError`` where there is no batch.
+    """
     outputs = _outputs(path, runtime)
     device = next((parameter.device for parameter in subnet.parameters()), torch.device("cpu"))
     was_training = subnet.training
     try:
         subnet.eval()
         with torch.no_grad():
-            return max(
-                float(np.abs(subnet(batch.to(device)).cpu().numpy() - outputs(batch)).max())
-                for batch in inputs
-            )
+            differences = [
+                np.abs(subnet(batch.to(device)).cpu().numpy() - outputs(batch)).max() for batch in inputs
+            ]
     finally:
         subnet.train(was_training)
+    if not differences:
+        raise ValueError("torch and a file are compared on at least one batch; got none")
+    return float(np.max(differences))  # not max(), which passes over NaN
 
 
 def accuracy(

@@ -76,16 +76,10 @@ def build_latency_table(
         progress: told about every step.
         device: which measures, such as `lookup_tables.SshDevice`; by default this machine.
     """
-    sites = space.sites(example_input)
-    entries = site_sources(space, sites)
-    chosen = spread_architectures(space, example_input, subnets, seed)
-    nets = [subnet_source(space, sites, architecture, example_input) for architecture in chosen]
     finished = LookupTable.load(path) if path.exists() else None
     if method is None:
         method = finished.protocol["method"] if finished else _usual(settings, device)
-    networks = Networks((), {})
-    if method == "profiled" and not (finished and entries.keys() <= finished.entries.keys()):
-        networks = networks_to_profile(space, sites, entries, example_input, seed, chosen, progress)
+    entries, nets, networks = _sources(space, example_input, subnets, seed, method, finished, progress)
     if device is not None:
         return build_table_on(
             device,
@@ -110,6 +104,26 @@ def build_latency_table(
         seed=seed,
         progress=progress,
     )
+
+
+def _sources(
+    space: ModelSpace,
+    example_input: Tensor,
+    subnets: int,
+    seed: int,
+    method: Method,
+    finished: LookupTable | None,
+    progress: Progress | None,
+) -> tuple[dict[str, EntrySource], list[SubnetSource], Networks]:
+    """What a table is made of: every part by key, whole networks, and those that are profiled, if any."""
+    sites = space.sites(example_input)
+    entries = site_sources(space, sites)
+    chosen = spread_architectures(space, example_input, subnets, seed)
+    nets = [subnet_source(space, sites, architecture, example_input) for architecture in chosen]
+    networks = Networks((), {})
+    if method == "profiled" and not (finished and entries.keys() <= finished.entries.keys()):
+        networks = networks_to_profile(space, sites, entries, example_input, seed, chosen, progress)
+    return entries, nets, networks
 
 
 def networks_to_profile(
@@ -192,13 +206,8 @@ def bundle_latency_table(
         folder: of the bundle; one that was cut off is completed, a finished one is left as it is.
         space, example_input, name, settings, method, subnets, seed, progress: as for `build_latency_table`.
     """
-    sites = space.sites(example_input)
-    entries = site_sources(space, sites)
-    chosen = spread_architectures(space, example_input, subnets, seed)
-    nets = [subnet_source(space, sites, architecture, example_input) for architecture in chosen]
-    method, networks = method or _usual(settings, None), None
-    if method == "profiled":
-        networks = networks_to_profile(space, sites, entries, example_input, seed, chosen, progress)
+    method = method or _usual(settings, None)
+    entries, nets, networks = _sources(space, example_input, subnets, seed, method, None, progress)
     write_bundle(
         entries,
         nets,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hwnas.certificate import (
     Certificate,
+    check_parity,
     deployed_session,
     judged,
     now,
@@ -109,8 +110,8 @@ def export_from_checkpoint(
         seed: of random inputs.
 
     Raises:
-        ValueError: a damaged file, weights that fit neither the subnet nor the space, INT8 without data, or a
-            table without a budget, of other settings, or together with a mobile file.
+        ValueError: a damaged file, weights that fit neither the subnet nor the space or give no numbers, INT8
+            without data, or a table without a budget, of other settings, or together with a mobile file.
     """
     table = None if device_table is None else LookupTable.load(device_table)
     session = deployed_session(table, threads, optimisation, None, int8)
@@ -148,6 +149,7 @@ def export_from_checkpoint(
         quantise_on(module, out, quantised)
     file = to_ort(out, out.with_suffix(".ort")) if ort else out
     differs = parity(subnet, file, [inputs], session.runtime)
+    check_parity(differs, file, is_quantised=bool(quantised))
     accurate = None if module is None else accuracy(file, module.test_dataloader(), session.runtime)
     certificate = None
     if max_latency_ms is not None:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hwnas.alike import description
+from hwnas.arguments import Operation, Slot, emptied, filled, flat, tensors_in
 from hwnas.choices import Branching, Condition, InputChoice, LayerChoice
 from hwnas.fold import Fold
 from hwnas.freezing import Freezer, copy_empty
@@ -86,19 +87,12 @@ class _Call:
     """What one run saw at a key. Equal calls are one object, but for those with memory."""
 
     signature: str
-    template: Any  # the arguments, tensors replaced by `_Slot`
+    template: Any  # the arguments, tensors replaced by `Slot`
     inputs: tuple[Tensor, ...]
     keywords: dict[str, Any]
     module: str | None  # name of the module, or
     function: Callable[..., Any] | None  # the function that ran outside of any module
     memory: Memory | None = None  # where it is asked for
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """Stands for the ``index``-th tensor among the arguments."""
-
-    index: int
 
 
 @final
@@ -532,7 +526,7 @@ class _Runner:
             if all(condition.holds(self._architecture) for condition in event.site.place.conditions)
         ]
         weights = itertools.chain(self._space.network.parameters(), self._space.network.buffers())
-        made = _tensors(output)
+        made = tensors_in(output)
         taken = needed(taken, made)
         memories = liveness(taken, self._inputs, made, weights)
         return {
@@ -571,7 +565,7 @@ class _Runner:
     def _frozen(self, call: _Call, own: Mapping[str, Option]) -> tuple[nn.Module, str]:
         if call.module is None:
             assert call.function is not None
-            return _Operation(call.function, call.template, call.keywords), _function_name(call.function)
+            return Operation(call.function, call.template, call.keywords), _function_name(call.function)
         built, _, options = self._part_key(call, own)
         if (built, options) not in self._subnets:
             # A site is frozen in the middle of a run; its thousands of small calls are nothing to look at.
@@ -580,8 +574,8 @@ class _Runner:
                 self._subnets[built, options] = Freezer(own)(whole)
         module = self._subnets[built, options]
         described = _described(module)
-        if call.keywords or call.template != tuple(map(_Slot, range(len(call.inputs)))):
-            return _Operation(module, call.template, call.keywords), described
+        if call.keywords or call.template != tuple(map(Slot, range(len(call.inputs)))):
+            return Operation(module, call.template, call.keywords), described
         return module, described
 
     def _graph(self, key: tuple[Any, ...], module: nn.Module, call: _Call) -> ExecutedGraph:
@@ -601,7 +595,7 @@ class _Runner:
         if known in self._branchings and not self._with_memory:  # there every run has tensors of its own
             seen, output = self._branchings[known]
             self._seen.update(seen)
-            return _filled(output, ())
+            return filled(output, ())
         outside, self._place = self._place, place
         before, self._seen = self._seen, {}
         try:
@@ -610,7 +604,7 @@ class _Runner:
             self._place = outside
             seen, self._seen = self._seen, before
             self._seen.update(seen)
-        self._branchings[known] = seen, _filled(output, ())  # a list of its own: the network may add to it
+        self._branchings[known] = seen, filled(output, ())  # a list of its own: the network may add to it
         return output
 
     def _branch(
@@ -647,10 +641,10 @@ class _Runner:
         """The output as tensors of its own: which ones are used, and until when, is looked at."""
         with torch._C.DisableTorchFunction():
             tensors: list[Tensor] = []
-            template = _emptied(graph.output, tensors)
+            template = emptied(graph.output, tensors)
             fresh = [torch.empty_like(tensor) for tensor in tensors]
-        self._events.append(Event(key, _tensors(given), fresh, graph.is_free))
-        return _filled(template, fresh)
+        self._events.append(Event(key, tensors_in(given), fresh, graph.is_free))
+        return filled(template, fresh)
 
     def _called(self, name: str, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> _Call:
         """The call of a module: the same object for equal arguments."""
@@ -672,7 +666,7 @@ class _Runner:
             return function(*inputs, **keywords)
         with self._unobserved():
             output = function(*inputs, **keywords)
-            if any(isinstance(thing, Tensor) for thing in _flat(output)):
+            if any(isinstance(thing, Tensor) for thing in flat(output)):
                 container = self._containers[-1] if self._containers else ""
                 name = f"{container}:{_function_name(function)}".lstrip(":")
                 call = self._same(_call(inputs, keywords, function=function))
@@ -680,7 +674,9 @@ class _Runner:
                 if self._with_memory:
                     self.part(call, {})
                     is_free = self._graphs[self._part_key(call, {})].is_free
-                    self._events.append(Event(key, _tensors((inputs, keywords)), _tensors(output), is_free))
+                    self._events.append(
+                        Event(key, tensors_in((inputs, keywords)), tensors_in(output), is_free)
+                    )
             return output
 
     @contextmanager
@@ -733,21 +729,6 @@ class _Functions(TorchFunctionMode):
         return self._handle(func, args, kwargs or {})
 
 
-@final
-class _Operation(nn.Module):
-    """A function, or a module with arguments that are no tensors, as a module of its tensors alone."""
-
-    def __init__(self, function: Callable[..., Any], template: Any, keywords: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.function = function
-        self.template = template
-        self.keywords = keywords
-
-    def forward(self, *tensors: Tensor) -> Any:
-        inputs = _filled(self.template, tensors)
-        return self.function(*inputs, **_filled(self.keywords, tensors))
-
-
 def _call(
     inputs: tuple[Any, ...],
     keywords: Mapping[str, Any],
@@ -755,45 +736,10 @@ def _call(
     function: Callable[..., Any] | None = None,
 ) -> _Call:
     tensors: list[Tensor] = []
-    template, words = _emptied(inputs, tensors), _emptied(dict(keywords), tensors)
+    template, words = emptied(inputs, tensors), emptied(dict(keywords), tensors)
     shapes = ", ".join(f"{str(t.dtype)[6:]}{list(t.shape)}" for t in tensors)
     name = f"{_function_name(function)} " if function else ""
     return _Call(f"{name}{template} {words} {shapes}", template, tuple(tensors), words, module, function)
-
-
-def _emptied(thing: Any, tensors: list[Tensor]) -> Any:
-    """A container of arguments with every tensor replaced by a slot and added to ``tensors``."""
-    if isinstance(thing, Tensor):
-        # Detached: a parameter among the arguments is given to the site like any tensor.
-        tensors.append(thing.detach())
-        return _Slot(len(tensors) - 1)
-    if isinstance(thing, list | tuple):
-        emptied = [_emptied(item, tensors) for item in thing]
-        return tuple(emptied) if isinstance(thing, tuple) else emptied
-    if isinstance(thing, dict):
-        return {key: _emptied(item, tensors) for key, item in thing.items()}
-    return thing
-
-
-def _filled(thing: Any, tensors: Sequence[Tensor]) -> Any:
-    if isinstance(thing, _Slot):
-        return tensors[thing.index]
-    if isinstance(thing, list | tuple):
-        filled = [_filled(item, tensors) for item in thing]
-        return tuple(filled) if isinstance(thing, tuple) else filled
-    if isinstance(thing, Mapping):
-        return {key: _filled(item, tensors) for key, item in thing.items()}
-    return thing
-
-
-def _flat(thing: Any) -> Iterator[Any]:
-    if isinstance(thing, list | tuple):
-        for item in thing:
-            yield from _flat(item)
-    elif isinstance(thing, dict):
-        yield from _flat(list(thing.values()))
-    else:
-        yield thing
 
 
 def _undecided(key: _Key, call: _Call | None) -> RuntimeError:
@@ -808,11 +754,6 @@ def _signature(call: _Call | None) -> str | None:
     if call is None:
         return None
     return call.signature if call.memory is None else f"{call.signature} {call.memory}"
-
-
-def _tensors(thing: Any) -> list[Tensor]:
-    """Those in nested containers, in the order of `_emptied`."""
-    return [item for item in _flat(thing) if isinstance(item, Tensor)]
 
 
 def _shifted(space: ModelSpace, base: Architecture, shift: int) -> Architecture:

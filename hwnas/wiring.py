@@ -9,8 +9,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
+from hwnas.arguments import Operation, emptied, tensors_in
 from hwnas.freezing import Freezer
 from hwnas.survey import has_branches
 from lookup_tables import EntrySource, PartCall, Wiring, executed_graph
@@ -46,7 +46,7 @@ def wired(
     finally:
         for module in watched:
             del module.forward
-    outputs = tuple(recorder.number(tensor) for tensor in _tensors(returned))
+    outputs = tuple(recorder.number(tensor) for tensor in tensors_in(returned))
     return Wiring(inputs, tuple(recorder.calls), outputs)
 
 
@@ -90,42 +90,19 @@ class _Recorder(TorchFunctionMode):
             return function(*inputs, **keywords)
         self._is_inside = True
         try:
-            part = _Applied(function, inputs, keywords)
-            given = part.tensors
+            taken: list[Tensor] = []
+            template, words = emptied(inputs, taken), emptied(keywords, taken)
+            given = tuple(tensors_in((inputs, keywords)))  # themselves: what was taken out is detached
+            part = Operation(function, template, words)
             numbers = tuple(map(self.number, given))
             graph = executed_graph(part, given)
-            made = _tensors(graph.output)
+            made = tensors_in(graph.output)
             is_passed_on = graph.is_free and all(any(one is other for other in given) for one in made)
             if made and not is_passed_on:
-                source = _Applied(module or function, inputs, keywords)
+                source = Operation(module or function, template, words)
                 detached = tuple(torch.empty_like(tensor) for tensor in given)
                 self._parts.setdefault(graph.key, EntrySource(str(function), source, detached))
                 self.calls.append(PartCall(graph.key, numbers, tuple(map(self.made, made))))
             return graph.output
         finally:
             self._is_inside = False
-
-
-@final
-class _Applied(nn.Module):
-    """A function or module with its arguments, as a module of the tensors among these."""
-
-    def __init__(self, function: Callable[..., Any], inputs: Any, keywords: Any) -> None:
-        super().__init__()
-        self.function = function
-        self.tensors: tuple[Tensor, ...] = tuple(_tensors((inputs, keywords)))
-        self._arguments = pytree.tree_map_only(Tensor, lambda tensor: _Place(), (inputs, keywords))
-
-    def forward(self, *tensors: Tensor) -> Any:
-        left = iter(tensors)
-        inputs, keywords = pytree.tree_map_only(_Place, lambda place: next(left), self._arguments)
-        return self.function(*inputs, **keywords)
-
-
-@final
-class _Place:
-    """Of a tensor among arguments."""
-
-
-def _tensors(things: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(things) if isinstance(leaf, Tensor)]

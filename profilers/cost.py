@@ -148,19 +148,11 @@ class Cost:
         Raises:
             ValueError: a label that the cost depends on is missing, or has an option that does not exist.
         """
-        numbers = self.numbers(architecture)
+        numbers = self.followed({label: self._index(label, architecture) for label in self._used})
         total = self.constant
         for table in self.tables:
             total += float(table.values[tuple(numbers[label] for label in table.labels)])
         return total
-
-    def numbers(self, architecture: Mapping[str, Option]) -> dict[str, int]:
-        """The number of the option of each label that the cost depends on, what is implied included.
-
-        Raises:
-            ValueError: a label is missing, or has an option that does not exist.
-        """
-        return self.followed({label: self._index(label, architecture) for label in self._used})
 
     def followed(self, numbers: Mapping[str, int]) -> dict[str, int]:
         """The numbers of options with those of the implied labels, which follow."""

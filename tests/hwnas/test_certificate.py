@@ -108,6 +108,14 @@ def test_a_file_that_is_not_the_subnet_gets_no_certificate(tmp_path):
     assert not (tmp_path / "certificate.json").exists()
 
 
+def test_weights_that_are_no_numbers_are_told_as_such(tmp_path):
+    net = torch.nn.Linear(4, 2)
+    torch.nn.init.constant_(net.weight, torch.nan)
+    path = export_onnx(net, torch.zeros(1, 4), tmp_path / "net.onnx")
+    with pytest.raises(ValueError, match="outputs that are no numbers"):
+        certify(path, net, Latency(), {}, 1.0, [torch.ones(3, 4)])
+
+
 def test_a_table_of_one_precision_certifies_no_file_of_another(tmp_path, monkeypatch):
     monkeypatch.setattr("hwnas.certificate.measure_latency", lambda *_: reading(0.5))
     network, images = torch.nn.Sequential(torch.nn.Linear(4, 2)), torch.rand(3, 4)

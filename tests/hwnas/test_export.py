@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import onnx
@@ -34,6 +35,16 @@ def test_file_equals_torch_with_a_fixed_and_with_an_open_batch(subnet, fixed, tm
     dynamic = export_onnx(subnet, EXAMPLE, tmp_path / "dynamic.onnx", dynamic_batch=True)
     assert parity(subnet, dynamic, [images, images[:1]]) < 1e-4
     assert load_session(dynamic).get_inputs()[0].shape[0] != 1
+
+
+def test_outputs_that_are_no_numbers_are_not_passed_over(subnet, fixed):
+    """In whichever batch they are."""
+    images = torch.randn(1, 1, 28, 28)
+    broken = torch.full_like(images, torch.nan)
+    for batches in ([images, broken], [broken, images]):
+        assert math.isnan(parity(subnet, fixed, batches))
+    with pytest.raises(ValueError, match="at least one batch"):
+        parity(subnet, fixed, [])
 
 
 def test_fixed_batch_takes_any_number_of_inputs_in_parts(subnet, tmp_path):
