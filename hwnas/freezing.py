@@ -21,6 +21,8 @@ _CONTAINERS = frozenset({dict, OrderedDict, list, tuple, set, frozenset})
 
 _UNSET = object()
 
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
 # What comes before the module runs, and what after it: torch has no public way to read them.
 _HOOKS_BEFORE = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_pre_hooks")
 _HOOKS_AFTER = (
@@ -161,6 +163,11 @@ def copy_empty(module: nn.Module, copies: dict[int, Any]) -> None:
                 copies.setdefault(id(held), type(held)())
 
 
+def own_attributes(module: nn.Module) -> dict[str, Any]:
+    """What a module has besides what every module has: parameters, children, hooks."""
+    return {name: held for name, held in vars(module).items() if name not in _OF_EVERY_MODULE}
+
+
 def contents(
     thing: object, keys: tuple[str, ...] = (), within: tuple[int, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], object]]:
@@ -184,9 +191,16 @@ def contents(
         return
     if id(thing) not in within:
         for key, item in items.items():
-            kind = type(item)
-            if kind not in _ATOMS and (kind not in _CONTAINERS or item):
+            if not is_bare(item):
                 yield from contents(item, (*keys, str(key)), (*within, id(thing)))
+
+
+def is_bare(thing: object) -> bool:
+    """Whether a thing is a number, a string or None, a tuple of such (a stride), or an empty container."""
+    kind = type(thing)
+    if kind is tuple:
+        return _ATOMS.issuperset(map(type, cast("tuple[Any, ...]", thing)))
+    return kind in _ATOMS or (kind in _CONTAINERS and not thing)
 
 
 def _fields(thing: Any) -> dict[str, Any]:

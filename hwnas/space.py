@@ -17,7 +17,7 @@ from hwnas.activity import Activity
 from hwnas.choices import Branching, Choice, Condition, Derives, InputChoice, LayerChoice, Mixes
 from hwnas.counting import Counter, Factor
 from hwnas.fold import Fold
-from hwnas.freezing import Freezer, contents
+from hwnas.freezing import Freezer, contents, is_bare, own_attributes
 from hwnas.gate import Gate
 from hwnas.subnet_weights import load_subnet_weights
 from hwnas.values import Value, ValueChoice, as_option, values_in
@@ -146,7 +146,7 @@ class ModelSpace(nn.Module):
     def folds(self) -> Mapping[str, Fold]:
         """The values in the network that are folded of several choices, by label."""
         values = (
-            value for module in self.network.modules() for value in values_in(_plain_attributes(module))
+            value for module in self.network.modules() for value in values_in(own_attributes(module))
         )
         return {fold.name(): fold for value in values for fold in value.terms() if isinstance(fold, Fold)}
 
@@ -463,20 +463,17 @@ def _own_choices(module: nn.Module) -> Iterator[Choice]:
     """The choice that a module is, and those among its attributes."""
     if isinstance(module, LayerChoice | InputChoice):
         yield module
-    for value in values_in(_plain_attributes(module)):
+    for value in values_in(own_attributes(module)):
         yield from value.leaves()
-
-
-def _plain_attributes(module: nn.Module) -> dict[str, Any]:
-    return {name: held for name, held in vars(module).items() if name != "_modules"}
 
 
 def _name_choices(network: nn.Module) -> None:
     for name, module in network.named_modules():
         if isinstance(module, LayerChoice | InputChoice) and module.label is None:
             module.label = name or type(module).__name__
-        for attribute, held in _plain_attributes(module).items():
-            _name_values(held, f"{name}.{attribute}" if name else attribute)
+        for attribute, held in own_attributes(module).items():
+            if not is_bare(held):
+                _name_values(held, f"{name}.{attribute}" if name else attribute)
 
 
 def _name_values(held: object, name: str) -> None:

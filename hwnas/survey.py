@@ -29,7 +29,7 @@ from hwnas.alike import description
 from hwnas.arguments import Operation, Slot, emptied, filled, flat, tensors_in
 from hwnas.choices import Branching, Condition, InputChoice, LayerChoice
 from hwnas.fold import Fold
-from hwnas.freezing import Freezer, copy_empty
+from hwnas.freezing import Freezer, copy_empty, own_attributes
 from hwnas.liveness import Event, liveness, needed
 from hwnas.space import ModelSpace
 from hwnas.values import Value, named, terms_of, values_in
@@ -467,6 +467,7 @@ class _Runner:
         self._parts: dict[tuple[Any, ...], Part] = {}
         self._graphs: dict[tuple[Any, ...], ExecutedGraph] = {}
         self._calls: dict[tuple[Any, ...], _Call] = {}
+        self._outputs: dict[tuple[Any, ...], Tensor] = {}
         self._runs: dict[tuple[Option, ...], dict[_Key, _Call]] = {}
         self._branchings: dict[tuple[Any, ...], tuple[dict[_Key, _Call], Any]] = {}
         self._start = _Place((), ())
@@ -665,11 +666,12 @@ class _Runner:
         if self._inside_site:
             return function(*inputs, **keywords)
         with self._unobserved():
-            output = function(*inputs, **keywords)
+            given = _call(inputs, keywords, function=function)
+            call = self._same(given)
+            output = self._output(call, given, inputs, keywords)
             if any(isinstance(thing, Tensor) for thing in flat(output)):
                 container = self._containers[-1] if self._containers else ""
                 name = f"{container}:{_function_name(function)}".lstrip(":")
-                call = self._same(_call(inputs, keywords, function=function))
                 key = self._note(name, call)
                 if self._with_memory:
                     self.part(call, {})
@@ -678,6 +680,21 @@ class _Runner:
                         Event(key, tensors_in((inputs, keywords)), tensors_in(output), is_free)
                     )
             return output
+
+    def _output(
+        self, call: _Call, given: _Call, inputs: tuple[Any, ...], keywords: Mapping[str, Any]
+    ) -> Any:
+        """What a function returns; it runs once on tensors of equal shapes and strides."""
+        assert call.function is not None
+        known = (call, *(tensor.stride() for tensor in given.inputs))
+        if known not in self._outputs:
+            output = call.function(*inputs, **keywords)
+            # What changes its arguments has to run each time: their shapes may change with them.
+            changes_them = getattr(call.function, "__name__", "_").endswith("_") or "out" in keywords
+            if type(output) is not Tensor or changes_them or self._with_memory:
+                return output
+            self._outputs[known] = output
+        return self._outputs[known]
 
     @contextmanager
     def _unobserved(self) -> Iterator[None]:
@@ -810,7 +827,7 @@ def _look_inside(module: nn.Module, found: dict[nn.Module, _Inside]) -> _Inside:
     """Looks into a module and all modules in it."""
     if module not in found:
         held = [_look_inside(child, found) for child in module.children()]
-        values = tuple(values_in({name: thing for name, thing in vars(module).items() if name != "_modules"}))
+        values = tuple(values_in(own_attributes(module)))
         choices = [str(leaf.label) for value in values for leaf in value.leaves()]
         if isinstance(module, LayerChoice | InputChoice):
             choices.append(str(module.label))
