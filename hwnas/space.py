@@ -145,9 +145,7 @@ class ModelSpace(nn.Module):
     @cached_property
     def folds(self) -> Mapping[str, Fold]:
         """The values in the network that are folded of several choices, by label."""
-        values = (
-            value for module in self.network.modules() for value in values_in(own_attributes(module))
-        )
+        values = (value for module in self.network.modules() for value in values_in(own_attributes(module)))
         return {fold.name(): fold for value in values for fold in value.terms() if isinstance(fold, Fold)}
 
     @cached_property

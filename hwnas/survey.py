@@ -681,9 +681,7 @@ class _Runner:
                     )
             return output
 
-    def _output(
-        self, call: _Call, given: _Call, inputs: tuple[Any, ...], keywords: Mapping[str, Any]
-    ) -> Any:
+    def _output(self, call: _Call, given: _Call, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
         """What a function returns; it runs once on tensors of equal shapes and strides."""
         assert call.function is not None
         known = (call, *(tensor.stride() for tensor in given.inputs))

@@ -68,6 +68,9 @@ class Value(Freezes, ABC):
     def frozen(self, freezer: Freezer) -> Any:
         return self.of(freezer.architecture)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: held for name, held in vars(self).items() if name != _JOINTS}
+
     def __int__(self) -> int:
         return int(self.now())
 
@@ -462,7 +465,7 @@ class Combination:
         is_picked: every option behind it is one that receives gradients.
     """
 
-    values: dict[str, Any]
+    values: Mapping[str, Any]
     factors: tuple[tuple[Tensor, int], ...]
     is_picked: bool
 
@@ -479,17 +482,18 @@ class Combination:
 
 def combinations(values: Mapping[str, Value]) -> list[Combination]:
     """Every joint outcome that the installed gates compute; one where nothing is mixed."""
-    decisions = _decisions(values)
-    gates = [terms[0].installed() for terms in decisions]
+    joint = _joint_of(values)
+    gates = [terms[0].installed() for terms in joint.decisions]
+    mixed = [  # one option alone is no mixture
+        (place, gate.weights)
+        for place, gate in enumerate(gates)
+        if gate.weights is not None and gate.weights.numel() > 1
+    ]
     found = []
     for indices in itertools.product(*(gate.live() for gate in gates)):
-        factors = tuple(
-            (gate.weights, index)
-            for gate, index in zip(gates, indices, strict=True)
-            if gate.weights is not None and len(gate.weights) > 1  # one option alone is no mixture
-        )
+        factors = tuple((weights, indices[place]) for place, weights in mixed)
         is_picked = all(index in gate.picked for gate, index in zip(gates, indices, strict=True))
-        found.append(Combination(_outcome(values, decisions, indices), factors, is_picked))
+        found.append(Combination(joint.outcome(indices), factors, is_picked))
     return found
 
 
@@ -502,30 +506,54 @@ def weights_of(found: Sequence[Combination]) -> Tensor:
     return torch.stack([combination.weight for combination in found])
 
 
-def outcomes(values: Mapping[str, Value]) -> list[dict[str, Any]]:
+def outcomes(values: Mapping[str, Value]) -> list[Mapping[str, Any]]:
     """Every joint outcome of several values, whatever the gates are."""
-    decisions = _decisions(values)
-    every = itertools.product(*(range(len(terms[0].options)) for terms in decisions))
-    return [_outcome(values, decisions, indices) for indices in every]
+    joint = _Joint(values)
+    every = itertools.product(*(range(len(terms[0].options)) for terms in joint.decisions))
+    return [joint.outcome(indices) for indices in every]
 
 
-def _decisions(values: Mapping[str, Value]) -> list[list[Term]]:
-    """The terms, those that are one decision (one object, or one label) together."""
-    found: dict[str | int, dict[int, Term]] = {}
-    for term in terms_of(values.values()):
-        found.setdefault(_key(term), {})[id(term)] = term
-    return [list(terms.values()) for terms in found.values()]
+class _Joint:
+    """Several values together.
+
+    Attributes:
+        decisions: the terms behind them, those that are one decision (one object, or one label) together.
+    """
+
+    def __init__(self, values: Mapping[str, Value]) -> None:
+        self._values = dict(values)
+        found: dict[str | int, dict[int, Term]] = {}
+        for term in terms_of(values.values()):
+            found.setdefault(_key(term), {})[id(term)] = term
+        self.decisions = [list(terms.values()) for terms in found.values()]
+        self._outcomes: dict[tuple[int, ...], Mapping[str, Any]] = {}
+
+    def outcome(self, indices: tuple[int, ...]) -> Mapping[str, Any]:
+        """Each name with its value, where each decision takes the option of its index."""
+        if indices not in self._outcomes:
+            assignment = {
+                id(term): term.options[index]
+                for terms, index in zip(self.decisions, indices, strict=True)
+                for term in terms
+            }
+            self._outcomes[indices] = {name: value.at(assignment) for name, value in self._values.items()}
+        return self._outcomes[indices]
 
 
-def _outcome(
-    values: Mapping[str, Value], decisions: Sequence[Sequence[Term]], indices: Sequence[int]
-) -> dict[str, Any]:
-    assignment = {
-        id(term): term.options[index]
-        for terms, index in zip(decisions, indices, strict=True)
-        for term in terms
-    }
-    return {name: value.at(assignment) for name, value in values.items()}
+# The attribute of a value that holds what is known of it and others together. A search asks the same of the
+# same values in every step, and to work it out anew is a twentieth of a step of DARTS.
+_JOINTS = "_joints"
+
+
+def _joint_of(values: Mapping[str, Value]) -> _Joint:
+    if not values:
+        return _Joint(values)
+    joints = vars(next(iter(values.values()))).setdefault(_JOINTS, {})
+    key = tuple((name, id(value)) for name, value in values.items())  # they live as long as their joint
+    if key not in joints:
+        joints[key] = _Joint(values)
+    known: _Joint = joints[key]
+    return known
 
 
 def values_in(thing: object) -> Iterator[Value]:

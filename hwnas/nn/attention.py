@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hwnas.nn.mixed import ONE_PATH, MixedOperation, greatest_sizes, presence, split
+from hwnas.nn.mixed import ONE_PATH, MixedOperation, presence, split
 from hwnas.values import Value, combinations, outcomes
 
 
@@ -107,10 +107,9 @@ class MultiheadAttention(MixedOperation, nn.MultiheadAttention):
                 query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             )
         found = combinations(self.values)
-        live = self.live(found)
-        sizes = greatest_sizes(live)
+        sizes = self.running_sizes()
         parts = self.parts(sizes)
-        mask = presence([outcome["vdim"] for outcome in live], found)
+        mask = presence([outcome["vdim"] for outcome in self.live(found)], found)
         if mask is not None:
             value = value * mask.to(value.dtype)
         is_swapped = self.batch_first and query.dim() == 3

@@ -17,7 +17,6 @@ from hwnas.nn.mixed import (
     ONE_PATH,
     MixedOperation,
     blend,
-    greatest_sizes,
     on_axes,
     presence,
     split,
@@ -100,12 +99,11 @@ class _Convolution(MixedOperation, _ConvNd, ABC):
 
         The mask has the shape ``(fan_in, *kernel)``, with 1 in place of what is not masked.
         """
-        live = self.live(combinations(self.values))
-        sizes = greatest_sizes(live)
+        sizes = self.running_sizes()
         parts = self.parts(sizes)
         # What the mask does not depend on is left out: its weights add up to 1.
         depends = ["in_channels", "groups"]
-        if any(outcome["kernel_size"] != sizes["kernel_size"] for outcome in live):
+        if "kernel_size" in self.values and len(set(self.live_sizes("kernel_size"))) > 1:
             depends.append("kernel_size")
         found = combinations({name: self.values[name] for name in depends if name in self.values})
         if not found[0].is_mixed:

@@ -85,7 +85,11 @@ class MixedOperation(Freezes, nn.Module, ABC):
 
     def running_sizes(self) -> dict[str, Any]:
         """The sizes of this forward pass: of the one path, or the largest of those that are mixed."""
-        return greatest_sizes(self.live(combinations(self.values)))
+        return self.sizes({name: greatest(self.live_sizes(name)) for name in self.values})
+
+    def live_sizes(self, name: str) -> list[Any]:
+        """What one argument that is a value can be in this forward pass."""
+        return [combination.values[name] for combination in combinations({name: self.values[name]})]
 
     def undecided(self) -> dict[str, Value]:
         """The arguments that can take more than one value."""
@@ -181,11 +185,6 @@ def greatest(sizes: Sequence[Any]) -> Any:
     if axes is None:
         return max(sizes)
     return tuple(map(max, zip(*(on_axes(size, axes) for size in sizes), strict=True)))
-
-
-def greatest_sizes(live: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The largest of every argument over several outcomes."""
-    return live[0] if len(live) == 1 else {name: greatest([s[name] for s in live]) for name in live[0]}
 
 
 def on_axes(size: Any, axes: int) -> Any:

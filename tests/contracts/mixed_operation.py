@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from hwnas import Gate, LayerChoice, ModelSpace, ValueChoice
 from hwnas.nn import MixedOperation
-from hwnas.nn.mixed import greatest_sizes
+from hwnas.nn.mixed import greatest
 from hwnas.values import Expression, Value, as_value
 from profilers import FlopsProfiler, ParamsProfiler, count_macs
 
@@ -307,7 +307,7 @@ def greatest_of(arguments: Arguments, every: Sequence[Mapping[str, Any]]) -> Arg
     """The largest that each argument can be; those that are no numbers are the same everywhere."""
     chosen = [n for n, a in arguments.items() if isinstance(as_value(a), Value)]
     found = [sizes_at(arguments, architecture) for architecture in every]
-    return {**found[0], **greatest_sizes([{name: sizes[name] for name in chosen} for sizes in found])}
+    return {**found[0], **{name: greatest([sizes[name] for sizes in found]) for name in chosen}}
 
 
 def every_architecture(space: ModelSpace) -> list[dict[str, Any]]:
