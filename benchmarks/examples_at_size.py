@@ -98,7 +98,8 @@ AT_SIZE = {
         lambda: ENASMacro.small(10, 1),
         "profiled",
         (
-            f"enas/search.py --space macro {WITHIN} --epochs 3 --batch-size 64 --batches 180 --updates 50 --arch-lr 0.03",
+            f"enas/search.py --space macro {WITHIN} "
+            "--epochs 3 --batch-size 64 --batches 180 --updates 50 --arch-lr 0.03",
         ),
         "enas/retrain.py --searched-form --epochs 2 --batch-size 64 --batches 125",
     ),
@@ -106,7 +107,8 @@ AT_SIZE = {
         lambda: ENASMicro.small(10, 1),
         "profiled",
         (
-            f"enas/search.py --space micro {WITHIN} --epochs 3 --batch-size 64 --batches 180 --updates 50 --arch-lr 0.03",
+            f"enas/search.py --space micro {WITHIN} "
+            "--epochs 3 --batch-size 64 --batches 180 --updates 50 --arch-lr 0.03",
         ),
         "enas/retrain.py --searched-form --drop-path 0 --epochs 2 --batch-size 64 --batches 110",
     ),

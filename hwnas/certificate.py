@@ -183,13 +183,16 @@ def judged(reading: LatencyReading, budget_ms: float, table: LookupTable | None)
 
 
 def patient_reading(
-    path: Path, settings: SessionSettings, say: Callable[[str], None] = lambda line: None
+    path: Path,
+    settings: SessionSettings,
+    say: Callable[[str], None] = lambda line: None,
+    readings: int = _READINGS,
 ) -> LatencyReading:
     """A valid reading, or the last of a few that were not: a busy machine may calm down.
 
-    Only whether a reading is valid decides, never what it reads.
+    Only whether a reading is valid decides, never what it reads. One takes some six seconds.
     """
-    for _ in range(_READINGS):
+    for _ in range(readings):
         reading = measure_latency(path, settings)
         if reading.valid:
             break
@@ -212,6 +215,7 @@ def certify(
     seed: int = 0,
     facts: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
+    readings: int = _READINGS,
 ) -> Certificate:
     """Measures an exported subnet on this machine, judges it, and writes its certificate.
 
@@ -229,6 +233,7 @@ def certify(
         space, data, strategy, seed: how it was found.
         facts: more of the file, for its metadata alone: other metrics than the accuracy, say.
         say: told when a measurement is not valid and is repeated.
+        readings: how often it is measured at most, until a measurement is valid.
 
     Raises:
         ValueError: the file is absent or damaged, or is in another precision than the table; or its outputs
@@ -239,7 +244,7 @@ def certify(
     check_precision(path, settings)
     difference = parity(subnet, path, batches, settings.runtime)
     check_parity(difference, path, is_quantised=settings.precision != "fp32")
-    reading = patient_reading(path, settings, say)
+    reading = patient_reading(path, settings, say, readings)
     passed, reason = judged(reading, budget_ms, latency.table)
     certificate = Certificate(
         passed=passed,

@@ -53,6 +53,7 @@ STRATEGIES = {**DIFFERENTIABLE, **SAMPLED}
 _LEAST_USE = 0.94
 _CANDIDATES = 6
 _ATTEMPTS = 8
+_READINGS = 20  # of the certificate, two minutes: noise that comes in bursts should not undo a search
 _RECALIBRATION_BATCHES = 20
 _SEVERAL_DEVICES = "ddp_fork_find_unused_parameters_true"
 
@@ -476,6 +477,7 @@ class Search:
             strategy=self.settings.strategy,
             seed=self.settings.seed,
             say=self._say,
+            readings=_READINGS,
         )
         self._report("export and certificate", 3, 3)
         return certificate

@@ -229,20 +229,29 @@ class Cost:
         cells, factors = self._contraction
         if not self._used:
             return torch.tensor(self.constant, dtype=torch.float64)
-        checked = {label: self._checked(label, probabilities) for label in self._used}
+        given = _row_of([self._checked(label, probabilities) for label in self._used])
+        first, _ = self._row
+        apart = {parent for follows in self.implied for parent in follows.parents}
+        apart.update(label for labels, _ in self._large for label in labels)
+        checked = {
+            label: given.narrow(0, first[label], len(self.options[label]))
+            for label in self._used
+            if label in apart
+        }
         for follows, (numbers, size) in zip(self.implied, self._implications, strict=True):
             joint = checked[follows.parents[0]]
             for parent in follows.parents[1:]:
                 joint = torch.outer(joint.reshape(-1), checked[parent])
             checked[follows.label] = joint.new_zeros(size).index_add(0, numbers, joint.reshape(-1))
-        flat = torch.cat([*checked.values(), _ONE])
+        flat = torch.cat([given, *(checked[follows.label] for follows in self.implied), _ONE])
         product = cells
         for factor in factors:
             product = product * flat.index_select(0, factor)
         total = product.sum() + self.constant
         if self._boxes is not None:
-            shares, axes, outside, weights = self._boxes
-            total = total + outside + weights @ (shares @ flat)[axes].prod(dim=1)
+            allowed, rows, count, axes, outside, weights = self._boxes
+            shares = flat.new_zeros(count).index_add(0, rows, flat.index_select(0, allowed))
+            total = total + outside + weights @ shares[axes].prod(dim=1)
         for labels, rest in self._large:
             for label in reversed(labels):
                 rest = rest @ checked[label]
@@ -333,29 +342,29 @@ class Cost:
         return [(torch.from_numpy(f.numbers.reshape(-1)), len(f.options)) for f in self.implied]
 
     @cached_property
-    def _boxes(self) -> tuple[Tensor, Tensor, float, Tensor] | None:
-        """(shares, axes, outside, weights) of all boxes together; None where there are none.
+    def _boxes(self) -> tuple[Tensor, Tensor, int, Tensor, float, Tensor] | None:
+        """(allowed, rows, count, axes, outside, weights) of all boxes together; None where there are none.
 
-        ``shares @ row`` are the probabilities that axes have an allowed option, of the row that
-        `_contraction` describes; ``axes`` has the places of each box's own, filled up with the place of a 1;
-        inside a box the cost is the weight more than outside.
+        The probability that an axis has an allowed option is the sum of those in ``allowed``, places in the
+        row that `_contraction` describes, that have the axis's number in ``rows``, one of ``count``; number
+        0 is a 1. ``axes`` has the numbers of each box's own, filled up with 0; inside a box the cost is the
+        weight more than outside.
         """
         boxes = [(table.labels, table.box) for table in self.tables if table.box is not None]
         if not boxes:
             return None
         first, end = self._row
-        rows = np.zeros((1 + sum(len(labels) for labels, _ in boxes), end + 1))
-        rows[0, -1] = 1.0
+        places = [np.array([end])]
         axes = np.zeros((len(boxes), max(len(labels) for labels, _ in boxes)), dtype=np.int64)
-        row = 1
         for number, (labels, box) in enumerate(boxes):
             for axis, (label, allowed) in enumerate(zip(labels, box.allowed, strict=True)):
-                rows[row, first[label] : first[label] + len(allowed)] = allowed
-                axes[number, axis] = row
-                row += 1
+                axes[number, axis] = len(places)
+                places.append(first[label] + np.flatnonzero(allowed))
+        rows = np.repeat(np.arange(len(places)), list(map(len, places)))
         outside = sum(box.outside for _, box in boxes)
         weights = torch.tensor([box.inside - box.outside for _, box in boxes], dtype=torch.float64)
-        return torch.from_numpy(rows), torch.from_numpy(axes), outside, weights
+        every = torch.from_numpy(np.concatenate(places))
+        return every, torch.from_numpy(rows), len(places), torch.from_numpy(axes), outside, weights
 
     @cached_property
     def _large(self) -> list[tuple[tuple[str, ...], Tensor]]:
@@ -397,7 +406,14 @@ class Cost:
                 f"{label!r} needs probabilities of shape ({len(self.options[label])},), one for each of "
                 f"{self.options[label]}, got {tuple(given.shape)}"
             )
-        return given.to(device="cpu", dtype=torch.float64)
+        return given
+
+
+def _row_of(given: Sequence[Tensor]) -> Tensor:
+    """Several vectors as one, float64 on the CPU; in one step where they lie on one device."""
+    if len({vector.device for vector in given}) > 1:
+        given = [vector.to("cpu") for vector in given]
+    return torch.cat([*given]).to(device="cpu", dtype=torch.float64)
 
 
 _ONE = torch.ones(1, dtype=torch.float64)
