@@ -41,8 +41,9 @@ def kept_now(module: nn.Module) -> Restore:
 
     They are those of the module and of the modules in it, but for the `ModelSpace` and for metrics, which
     have stand-ins. So are the items of lists, dictionaries, sets and queues, nested ones too, tensors and
-    arrays of up to a million elements that are written in place, random generators, and the attributes of
-    objects that hold nothing but such things. Other objects are not looked into.
+    arrays of up to a million elements that are written in place, random generators, metrics in plain
+    containers, and the attributes of objects that hold nothing but such things. Other objects are not looked
+    into.
     """
     seen: set[int] = set()
     return partial(
@@ -76,6 +77,10 @@ def _of(held: Any, seen: set[int]) -> Iterator[Restore]:
     """What brings back the state of a thing, and of what stands in it."""
     kind = type(held)
     if kind in _ATOMS or id(held) in seen:
+        return
+    if isinstance(held, Metric | MetricCollection):  # in a plain container, where no stand-in is
+        for child in held.modules():
+            yield from _of_module(child, seen)
         return
     seen.add(id(held))
     if kind in _CONTAINERS:

@@ -285,6 +285,9 @@ class StrategyContract(ABC):
         _, made = fit(self.make(), module, num_sanity_val_steps=0, logger=logger, log_every_n_steps=1)
         assert module.steps == module._hidden == module.meter.count == module.counting.calls == 4
         assert float(module.total) == float(module.array[0]) == 4.0
+        assert [metric.update_count for metric in module.metrics["train"].values()] == [4, 4]
+        accuracy = module.metrics["train"]["accuracy"]
+        assert int(accuracy.tp.sum() + accuracy.fn.sum()) == 32
         assert module.seen == {"train": [0, 1, 2, 3]}
         assert list(module.recent) == module.meter.batches == [0, 1, 2, 3]
         numbers = random.Random(0)
@@ -749,6 +752,8 @@ class Collecting(pl.LightningModule):
         self.meter = Meter()
         self.numbers = random.Random(0)
         self.counting = CountingLoss()
+        scores = {"accuracy": MulticlassAccuracy(3), "f1": MulticlassF1Score(3)}
+        self.metrics = {"train": MetricCollection(scores, compute_groups=False)}  # no child of the module
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.steps += 1
@@ -759,6 +764,7 @@ class Collecting(pl.LightningModule):
         self.recent.append(batch_idx)
         self.meter.count += 1
         self.meter.batches.append(batch_idx)
+        self.metrics["train"].update(torch.eye(3)[batch[1]], batch[1])
         self.numbers.random()
         assert self.logger is not None
         self.logger.log_metrics({"direct": 1.0})
