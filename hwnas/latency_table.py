@@ -33,6 +33,7 @@ from lookup_tables import (
     validate_table,
     write_bundle,
 )
+from lookup_tables.whole_file import check_can_be_written
 from profilers import FlopsProfiler, distinct_parts
 from profilers.profile import combinations_of
 from profilers.space import Architecture, Site
@@ -75,7 +76,11 @@ def build_latency_table(
         seed: of their choice.
         progress: told about every step.
         device: which measures, such as `lookup_tables.SshDevice`; by default this machine.
+
+    Raises:
+        ValueError: the file cannot be written; nothing is exported or measured then.
     """
+    check_can_be_written(path)
     finished = LookupTable.load(path) if path.exists() else None
     if method is None:
         method = finished.protocol["method"] if finished else _usual(settings, device)

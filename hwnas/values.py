@@ -480,10 +480,21 @@ class Combination:
         return math.prod(others, start=first)
 
 
-def combinations(values: Mapping[str, Value]) -> list[Combination]:
+def combinations(values: Mapping[str, Value]) -> tuple[Combination, ...]:
     """Every joint outcome that the installed gates compute; one where nothing is mixed."""
     joint = _joint_of(values)
-    gates = [terms[0].installed() for terms in joint.decisions]
+    gates = joint.installed()
+    if not joint.is_of(gates):
+        joint.gates, joint.combinations = gates, _combinations(joint, gates)
+    return joint.combinations
+
+
+def live_options(values: Mapping[str, Value]) -> tuple[tuple[int, ...], ...]:
+    """Which options the installed gates compute, of each decision behind the values."""
+    return tuple(gate.live() for gate in _joint_of(values).installed())
+
+
+def _combinations(joint: _Joint, gates: Sequence[Gate]) -> tuple[Combination, ...]:
     mixed = [  # one option alone is no mixture
         (place, gate.weights)
         for place, gate in enumerate(gates)
@@ -494,7 +505,7 @@ def combinations(values: Mapping[str, Value]) -> list[Combination]:
         factors = tuple((weights, indices[place]) for place, weights in mixed)
         is_picked = all(index in gate.picked for gate, index in zip(gates, indices, strict=True))
         found.append(Combination(joint.outcome(indices), factors, is_picked))
-    return found
+    return tuple(found)
 
 
 def weights_of(found: Sequence[Combination]) -> Tensor:
@@ -518,6 +529,9 @@ class _Joint:
 
     Attributes:
         decisions: the terms behind them, those that are one decision (one object, or one label) together.
+        gates: of the decisions, when `combinations` was asked for the last time; layers of one width ask
+            for the same.
+        combinations: what these gates compute.
     """
 
     def __init__(self, values: Mapping[str, Value]) -> None:
@@ -527,6 +541,16 @@ class _Joint:
             found.setdefault(_key(term), {})[id(term)] = term
         self.decisions = [list(terms.values()) for terms in found.values()]
         self._outcomes: dict[tuple[int, ...], Mapping[str, Any]] = {}
+        self.gates: Sequence[Gate] = ()
+        self.combinations: tuple[Combination, ...] = ()
+
+    def installed(self) -> list[Gate]:
+        """The gates of the decisions in this forward pass."""
+        return [terms[0].installed() for terms in self.decisions]
+
+    def is_of(self, gates: Sequence[Gate]) -> bool:
+        """Whether the combinations are those of these very gates."""
+        return bool(self.combinations) and all(map(operator.is_, self.gates, gates))
 
     def outcome(self, indices: tuple[int, ...]) -> Mapping[str, Any]:
         """Each name with its value, where each decision takes the option of its index."""

@@ -29,3 +29,22 @@ def write_whole(path: Path, content: bytes | str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def check_can_be_written(path: Path) -> None:
+    """Before hours of work: makes the folder of a file and writes to it.
+
+    Raises:
+        ValueError: that cannot be.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"'{path}' cannot be written ({error.strerror}): name a file in a folder that can be made and "
+            "written to"
+        ) from error

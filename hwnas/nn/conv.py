@@ -108,10 +108,12 @@ class _Convolution(MixedOperation, _ConvNd, ABC):
         found = combinations({name: self.values[name] for name in depends if name in self.values})
         if not found[0].is_mixed:
             return parts, sizes, None
-        live = self.live(found)
-        fan_ins = [outcome["in_channels"] // outcome["groups"] for outcome in live]
+        fan_ins = [
+            c.values.get("in_channels", self.in_channels) // c.values.get("groups", self.groups)
+            for c in found
+        ]
         if "kernel_size" in depends:
-            present = _present(live, fan_ins, sizes["kernel_size"], parts["weight"])
+            present = _present(self.live(found), fan_ins, sizes["kernel_size"], parts["weight"])
             return parts, sizes, blend(present, found).to(parts["weight"].dtype)
         channels = presence(fan_ins, found)
         if channels is None:

@@ -7,15 +7,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any, ClassVar, final
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from hwnas.freezing import Freezer, Freezes
-from hwnas.values import Combination, Value, as_value, combinations, values_in, weights_of
+from hwnas.values import (
+    Combination,
+    Value,
+    as_value,
+    combinations,
+    live_options,
+    values_in,
+    weights_of,
+)
 
 # The end of an error that says what cannot be blended.
 ONE_PATH = "search with a strategy that runs one path (RandomOneShot, ENAS)"
+
+# The sizes of each operation, by the options that run and by its fixed arguments. To work them out takes
+# longer than a small convolution.
+_RUNNING: WeakKeyDictionary[nn.Module, dict[Any, dict[str, Any]]] = WeakKeyDictionary()
+_MOST_KNOWN = 256
 
 # Arguments that are no sizes: any number will do.
 _FRACTIONS = {"eps", "momentum", "p", "dropout"}
@@ -84,8 +98,17 @@ class MixedOperation(Freezes, nn.Module, ABC):
         return [self.sizes(combination.values) for combination in found]
 
     def running_sizes(self) -> dict[str, Any]:
-        """The sizes of this forward pass: of the one path, or the largest of those that are mixed."""
-        return self.sizes({name: greatest(self.live_sizes(name)) for name in self.values})
+        """The sizes of this forward pass: of the one path, or the largest of those that are mixed.
+
+        Not to be changed: the next pass over these options gets the same ones.
+        """
+        known = _RUNNING.setdefault(self, {})
+        key = live_options(self.values), tuple(map(vars(self).get, self.elastic))
+        if key not in known:
+            if len(known) >= _MOST_KNOWN:
+                known.clear()
+            known[key] = self.sizes({name: greatest(self.live_sizes(name)) for name in self.values})
+        return known[key]
 
     def live_sizes(self, name: str) -> list[Any]:
         """What one argument that is a value can be in this forward pass."""

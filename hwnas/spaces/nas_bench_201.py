@@ -66,7 +66,7 @@ class SearchedCell(Branching):
                 states[node] = reduce_inputs([self._run(e, found[e], states[e[0]]) for e in into], "sum")
         return states[_LAST] if _LAST in states else features * 0.0
 
-    def _run(self, edge: Edge, found: list[Combination], state: Tensor) -> Tensor:
+    def _run(self, edge: Edge, found: Sequence[Combination], state: Tensor) -> Tensor:
         outputs = [
             torch.zeros_like(state)
             if _name(combination) == NONE

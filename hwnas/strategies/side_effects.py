@@ -130,7 +130,7 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
     """Buffers (BatchNorm statistics and any other) are as before afterwards, also where one was replaced."""
     places = [
         (holder, name, buffer)
-        for holder in module.modules()
+        for holder in _modules_in(module)
         for name, buffer in holder._buffers.items()
         if buffer is not None
     ]
@@ -147,7 +147,8 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def frozen_weights(module: nn.Module) -> Iterator[None]:
     """No parameter asks for a gradient inside: less to compute and far less to keep for backward."""
-    asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    held = (parameter for holder in _modules_in(module) for parameter in holder._parameters.values())
+    asking = [parameter for parameter in held if parameter is not None and parameter.requires_grad]
     for parameter in asking:
         parameter.requires_grad_(False)
     try:
@@ -155,6 +156,18 @@ def frozen_weights(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in asking:
             parameter.requires_grad_(True)
+
+
+def _modules_in(module: nn.Module) -> Iterator[nn.Module]:
+    """Each module once, in any order: torch's nested generators take milliseconds in every step."""
+    found, left = {id(module)}, [module]
+    while left:
+        holder = left.pop()
+        yield holder
+        for child in holder._modules.values():
+            if child is not None and id(child) not in found:
+                found.add(id(child))
+                left.append(child)
 
 
 @contextlib.contextmanager
