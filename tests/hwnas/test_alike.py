@@ -64,3 +64,12 @@ def test_a_survey_looks_once_at_layers_that_are_alike(monkeypatch: pytest.Monkey
     ModelSpace(network).sites(torch.zeros(1, 1, 32, 32))
     blocks = [name for name in looked if name and name.startswith("blocks.")]
     assert len(blocks) == 2 * 4 * 2  # the first layer and the three others; four blocks; two widths
+
+
+def test_blocks_that_have_run_are_like_those_that_have_not() -> None:
+    ran, fresh = block("a"), block("b")
+    space = ModelSpace(ran)
+    for width in (4, 8):
+        with space.running(space.gates_of({"a": width})):
+            space(torch.zeros(1, 4, 8, 8))
+    assert description(ran, ["a"]) == description(fresh, ["b"])

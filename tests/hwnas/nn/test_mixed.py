@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -255,3 +257,25 @@ def test_strategy_that_mixes_refuses_what_cannot_be_blended_before_the_first_ste
     space = ModelSpace(nn.Sequential(nn.Identity(), layer))
     with pytest.raises(ValueError, match=r"'1' cannot be searched with mixing weights: .*LayerChoice.*ENAS"):
         DARTS().prepare_for(space)
+
+
+def test_argument_that_is_changed_between_two_runs_is_taken() -> None:
+    layer = Conv2d(1, ValueChoice([2, 4], label="width"), 3)
+    space = ModelSpace(layer)
+    gates = space.gates_of({"width": 2})
+    with space.running(gates):
+        before = space(torch.zeros(1, 1, 9, 9)).shape
+        layer.stride = (2, 2)
+        after = space(torch.zeros(1, 1, 9, 9)).shape
+    assert (before, after) == ((1, 2, 7, 7), (1, 2, 4, 4))
+
+
+def test_values_that_have_run_are_copied_and_pickled_without_what_they_ran() -> None:
+    width = ValueChoice([2, 4], label="width")
+    space = ModelSpace(nn.Sequential(Conv2d(1, width, 1), Conv2d(width, width * 2, 1)))
+    size = len(pickle.dumps(space))
+    weights = torch.tensor([0.5, 0.5], requires_grad=True) * 1.0  # no leaf: it cannot be copied
+    with space.running({"width": Gate((0, 1), weights)}):
+        space(torch.zeros(1, 1, 4, 4))
+    assert len(pickle.dumps(space)) == size
+    assert copy.deepcopy(space).size == 2
