@@ -201,7 +201,8 @@ def loaded_subnet(space: ModelSpace, architecture: Architecture, checkpoint: Pat
     """The subnet with a checkpoint's weights, wherever in the checkpoint its network stands.
 
     Raises:
-        ValueError: the file is absent or damaged, or its weights fit neither the subnet nor the space.
+        ValueError: the file is absent or damaged, its weights fit neither the subnet nor the space, or it holds
+            several networks that fit, none of them as ``network``.
     """
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -237,12 +238,21 @@ def _first_line(error: Exception) -> str:
 
 
 def _of_network(state: Mapping[str, Tensor], names: set[str]) -> dict[str, Tensor] | None:
-    """The entries of one network in a state dict that may hold it under a prefix (``network.``)."""
+    """The entries of one network in a state dict that may hold it under a prefix (``network.``).
+
+    Raises:
+        ValueError: it holds several under these names, none of them under the prefix of `Supervised`.
+    """
     some_name = min(names)
-    for key in state:
-        if key.endswith(some_name):
-            prefix = key.removesuffix(some_name)
-            found = {n.removeprefix(prefix): tensor for n, tensor in state.items() if n.startswith(prefix)}
-            if set(found) == names:
-                return found
-    return None
+    prefixes = [key.removesuffix(some_name) for key in state if key.endswith(some_name)]
+    found = {
+        prefix: {n.removeprefix(prefix): tensor for n, tensor in state.items() if n.startswith(prefix)}
+        for prefix in prefixes
+    }
+    fitting = {prefix: tensors for prefix, tensors in found.items() if set(tensors) == names}
+    if len(fitting) > 1 and "network." not in fitting:
+        raise ValueError(
+            f"the checkpoint holds several networks with these names, under {sorted(fitting)}: save the state "
+            "dict of the one that is meant (torch.save(module.network.state_dict(), path)) and give that"
+        )
+    return fitting.get("network.") or next(iter(fitting.values()), None)

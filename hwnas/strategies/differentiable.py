@@ -67,7 +67,7 @@ class DifferentiableStrategy(Strategy):
     and Lightning's own precision context, and differentiates its loss, after the penalty, with respect
     to the logits alone: no weight gradient is computed. Metrics, logs, buffers and random numbers of the
     user's module are as before afterwards. There is one such step for one optimizer step, at the start of
-    an accumulation window.
+    an accumulation window, before the module's own ``on_train_batch_start``, as Lightning orders its hooks.
 
     Under DDP all ranks draw the same gates, so that their logits stay equal, and the logits' gradients are
     averaged over the ranks' batches: give ``arch_dataloader`` a ``DistributedSampler`` (Lightning gives

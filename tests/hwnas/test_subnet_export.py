@@ -38,3 +38,16 @@ def test_file_that_is_no_checkpoint_is_told_in_a_line(content: bytes, tmp_path: 
     (tmp_path / "last.ckpt").write_bytes(content)
     with pytest.raises(ValueError, match=r"no checkpoint that torch can load: \S[^\n]*$"):
         loaded_subnet(_space(), {"width": 4}, tmp_path / "last.ckpt")
+
+
+def test_of_several_networks_of_equal_names_the_one_called_network_is_meant(tmp_path: Path) -> None:
+    meant, other = _space().freeze({"width": 2}), _space().freeze({"width": 2})
+    both = {"teacher": other, "network": meant}
+    state = {f"{holder}.{name}": held for holder, n in both.items() for name, held in n.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "last.ckpt")
+    subnet = loaded_subnet(_space(), {"width": 2}, tmp_path / "last.ckpt")
+    assert torch.equal(subnet.state_dict()["0.weight"], meant.state_dict()["0.weight"])
+    renamed = {name.replace("network.", "student."): held for name, held in state.items()}
+    torch.save({"state_dict": renamed}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"under \['student.', 'teacher.'\]: save the state dict of the one"):
+        loaded_subnet(_space(), {"width": 2}, tmp_path / "last.ckpt")
