@@ -201,8 +201,8 @@ def loaded_subnet(space: ModelSpace, architecture: Architecture, checkpoint: Pat
     """The subnet with a checkpoint's weights, wherever in the checkpoint its network stands.
 
     Raises:
-        ValueError: the file is absent or damaged, its weights fit neither the subnet nor the space, or it holds
-            several networks that fit, none of them as ``network``.
+        ValueError: the file is absent or damaged, its weights fit neither the subnet nor the space, or it
+            holds several networks that fit, none of them as ``network``.
     """
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -252,7 +252,7 @@ def _of_network(state: Mapping[str, Tensor], names: set[str]) -> dict[str, Tenso
     fitting = {prefix: tensors for prefix, tensors in found.items() if set(tensors) == names}
     if len(fitting) > 1 and "network." not in fitting:
         raise ValueError(
-            f"the checkpoint holds several networks with these names, under {sorted(fitting)}: save the state "
-            "dict of the one that is meant (torch.save(module.network.state_dict(), path)) and give that"
+            f"the checkpoint holds several networks with these names, under {sorted(fitting)}: save the "
+            "state dict of the one that is meant (torch.save(module.network.state_dict(), path)) and give that"
         )
     return fitting.get("network.") or next(iter(fitting.values()), None)
