@@ -253,6 +253,6 @@ def _of_network(state: Mapping[str, Tensor], names: set[str]) -> dict[str, Tenso
     if len(fitting) > 1 and "network." not in fitting:
         raise ValueError(
             f"the checkpoint holds several networks with these names, under {sorted(fitting)}: save the "
-            "state dict of the one that is meant (torch.save(module.network.state_dict(), path)) and give that"
+            "state dict of the one that is meant (torch.save(module.net.state_dict(), path)) and give that"
         )
     return fitting.get("network.") or next(iter(fitting.values()), None)
