@@ -596,7 +596,7 @@ class _Runner:
         if known in self._branchings and not self._with_memory:  # there every run has tensors of its own
             seen, output = self._branchings[known]
             self._seen.update(seen)
-            return filled(output, ())
+            return _again(output)
         outside, self._place = self._place, place
         before, self._seen = self._seen, {}
         try:
@@ -605,7 +605,7 @@ class _Runner:
             self._place = outside
             seen, self._seen = self._seen, before
             self._seen.update(seen)
-        self._branchings[known] = seen, filled(output, ())  # a list of its own: the network may add to it
+        self._branchings[known] = seen, _again(output)
         return output
 
     def _branch(
@@ -636,7 +636,9 @@ class _Runner:
             if part_key not in self._graphs:
                 self.part(call, own)
             graph = self._graphs[part_key]
-            return self._observed(key, graph, (inputs, keywords)) if self._with_memory else graph.output
+            if self._with_memory:
+                return self._observed(key, graph, (inputs, keywords))
+            return _again(graph.output)
 
     def _observed(self, key: _Key, graph: ExecutedGraph, given: Any) -> Any:
         """The output as tensors of its own: which ones are used, and until when, is looked at."""
@@ -692,7 +694,7 @@ class _Runner:
             if type(output) is not Tensor or changes_them or self._with_memory:
                 return output
             self._outputs[known] = output
-        return self._outputs[known]
+        return _again(self._outputs[known])
 
     @contextmanager
     def _unobserved(self) -> Iterator[None]:
@@ -836,6 +838,16 @@ def _look_inside(module: nn.Module, found: dict[nn.Module, _Inside]) -> _Inside:
             values=tuple(itertools.chain(values, *(inside.values for inside in held))),
         )
     return found[module]
+
+
+def _again(output: Any) -> Any:
+    """An output as if made anew: the network may change its shape in place, or add to its list."""
+    with torch._C.DisableTorchFunction():
+        if type(output) is Tensor:
+            return output.detach()
+        tensors: list[Tensor] = []
+        template = emptied(output, tensors)
+        return filled(template, tensors)
 
 
 def _function_name(function: Callable[..., Any]) -> str:

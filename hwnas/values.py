@@ -555,6 +555,8 @@ class _Joint:
     def outcome(self, indices: tuple[int, ...]) -> Mapping[str, Any]:
         """Each name with its value, where each decision takes the option of its index."""
         if indices not in self._outcomes:
+            if len(self._outcomes) >= _MOST_KNOWN:
+                self._outcomes.clear()
             assignment = {
                 id(term): term.options[index]
                 for terms, index in zip(self.decisions, indices, strict=True)
@@ -567,6 +569,7 @@ class _Joint:
 # The attribute of a value that holds what is known of it and others together. A search asks the same of the
 # same values in every step, and to work it out anew is a twentieth of a step of DARTS.
 _JOINTS = "_joints"
+_MOST_KNOWN = 4096  # outcomes of each
 
 
 def _joint_of(values: Mapping[str, Value]) -> _Joint:

@@ -226,6 +226,8 @@ def blend(indicators: Tensor, found: Sequence[Combination]) -> Tensor:
         Shape ``(...)``.
     """
     weights = weights_of(found)
+    if indicators.ndim == 2:  # tensordot is written in Python
+        return weights @ indicators.to(weights)
     blended: Tensor = torch.tensordot(weights, indicators.to(weights), dims=1)
     return blended
 
@@ -239,7 +241,13 @@ def presence(widths: Sequence[int], found: Sequence[Combination]) -> Tensor | No
     """
     if not found[0].is_mixed or len(set(widths)) == 1:
         return None
-    device = found[0].factors[0][0].device
-    return blend(
-        torch.tensor(widths, device=device)[:, None] > torch.arange(max(widths), device=device), found
-    )
+    weights = found[0].factors[0][0]
+    return blend(_narrower(tuple(widths), weights.device, weights.dtype), found)
+
+
+@functools.lru_cache(maxsize=1024)
+def _narrower(widths: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """1 for each channel that a width has, shape ``(widths, largest)``; every layer asks, in each step."""
+    with torch.inference_mode(False):  # or no backward pass could keep it
+        channels = torch.arange(max(widths), device=device)
+        return (torch.tensor(widths, device=device)[:, None] > channels).to(dtype)

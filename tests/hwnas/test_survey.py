@@ -241,6 +241,29 @@ def test_tensors_that_forward_makes_follow_the_survey_to_its_device():
     assert not site.part({}).is_free
 
 
+def test_shapes_that_are_changed_in_place_are_of_that_run_alone():
+    class Reshaping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.op = LayerChoice([nn.ReLU(), nn.Identity()], label="op")
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x):
+            x = self.conv(x)
+            x = x.unsqueeze_(0).squeeze(0)  # of a module,
+            x = self.op(x)
+            x = x.unsqueeze_(0).squeeze(0)  # of a choice,
+            x = x * 2
+            x = x.unsqueeze_(0).squeeze(0)  # of a function
+            return self.head(x)
+
+    sites = ModelSpace(Reshaping()).sites(torch.zeros(1, 3, 8, 8))
+    assert {tuple(site.part({"op": 0}).inputs[0].shape) for site in sites if site.name == "head"} == {
+        (1, 4, 8, 8)
+    }
+
+
 def test_wrong_example_input_is_named():
     space = ModelSpace(Rich())
     with pytest.raises(ValueError, match=r"does not run on inputs of shapes \[\(1, 3, 8, 8\)\]"):
