@@ -83,10 +83,9 @@ def measured(name: str) -> dict[str, float]:
     logits = {label: torch.zeros(len(found), requires_grad=True) for label, found in space.options.items()}
     probabilities = {label: row.softmax(0) for label, row in logits.items()}
     leaves = {label: row.detach().requires_grad_() for label, row in probabilities.items()}
-    used = [leaves[label] for table in profiler.cost.tables for label in table.labels]
 
     def evaluate() -> None:
-        torch.autograd.grad(penalty(torch.zeros(()), leaves), list(dict.fromkeys(used)))
+        torch.autograd.grad(penalty(torch.zeros(()), leaves), [*leaves.values()], allow_unused=True)
 
     evaluate()
     return {
