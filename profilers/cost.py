@@ -226,24 +226,16 @@ class Cost:
         Raises:
             ValueError: a label is missing or has a wrong number of probabilities.
         """
-        cells, factors = self._contraction
+        (first, _), (cells, factors) = self._row, self._contraction
         if not self._used:
             return torch.tensor(self.constant, dtype=torch.float64)
         given = _row_of([self._checked(label, probabilities) for label in self._used])
-        first, _ = self._row
-        apart = {parent for follows in self.implied for parent in follows.parents}
-        apart.update(label for labels, _ in self._large for label in labels)
-        checked = {
-            label: given.narrow(0, first[label], len(self.options[label]))
-            for label in self._used
-            if label in apart
-        }
-        for follows, (numbers, size) in zip(self.implied, self._implications, strict=True):
-            joint = checked[follows.parents[0]]
-            for parent in follows.parents[1:]:
-                joint = torch.outer(joint.reshape(-1), checked[parent])
-            checked[follows.label] = joint.new_zeros(size).index_add(0, numbers, joint.reshape(-1))
-        flat = torch.cat([given, *(checked[follows.label] for follows in self.implied), _ONE])
+        flat = torch.cat([given, _ONE])
+        for (places, *others), options, count in self._implications:
+            joint = flat.index_select(0, places)
+            for other in others:
+                joint = joint * flat.index_select(0, other)
+            flat = torch.cat([flat, joint.new_zeros(count).index_add(0, options, joint)])
         product = cells
         for factor in factors:
             product = product * flat.index_select(0, factor)
@@ -253,8 +245,8 @@ class Cost:
             shares = flat.new_zeros(count).index_add(0, rows, flat.index_select(0, allowed))
             total = total + outside + weights @ shares[axes].prod(dim=1)
         for labels, rest in self._large:
-            for label in reversed(labels):
-                rest = rest @ checked[label]
+            for label, size in zip(reversed(labels), reversed(rest.shape), strict=True):
+                rest = rest @ flat.narrow(0, first[label], size)
             total = total + rest
         return total
 
@@ -308,53 +300,85 @@ class Cost:
         return flat
 
     @cached_property
+    def _levels(self) -> list[list[Implied]]:
+        """The implied labels, each after those that imply it; those of one level do not imply each other."""
+        level: dict[str, int] = {}
+        for follows in self.implied:
+            level[follows.label] = 1 + max(level.get(parent, 0) for parent in follows.parents)
+        return [
+            [follows for follows in self.implied if level[follows.label] == number]
+            for number in range(1, 1 + max(level.values(), default=0))
+        ]
+
+    @cached_property
     def _row(self) -> tuple[dict[str, int], int]:
-        """Where each label's probabilities begin in the row of them all, and where the row ends."""
+        """Where each label's probabilities begin in the row of them all, and where a 1 stands in it.
+
+        First come the choices, then the 1, then the implied labels by level.
+        """
         sizes = {label: len(self.options[label]) for label in self._used}
-        sizes |= {follows.label: len(follows.options) for follows in self.implied}
-        ends = [0, *itertools.accumulate(sizes.values())]
-        return dict(zip(sizes, ends[:-1], strict=True)), ends[-1]
+        one = sum(sizes.values())
+        implied = [follows for level in self._levels for follows in level]
+        ends = itertools.accumulate((len(follows.options) for follows in implied), initial=one + 1)
+        first = dict(zip(sizes, itertools.accumulate(sizes.values(), initial=0), strict=False))
+        return first | dict(zip((follows.label for follows in implied), ends, strict=False)), one
 
     @cached_property
     def _contraction(self) -> tuple[Tensor, list[Tensor]]:
         """All small tables' cells in one row, and for each axis the places of the cells' probabilities.
 
-        The places point into the row of all probabilities (`_row`) with a 1 at its end, which stands for the
-        axes that a table does not have. A few operations then contract every table at once.
+        A few operations then contract every table at once.
         """
-        first, end = self._row
         tables = [t for t in self.tables if t.values.size <= _SMALL and t.box is None]
-        width = max((len(table.labels) for table in tables), default=0)
-        places: list[list[npt.NDArray[np.int64]]] = [[] for _ in range(width)]
-        for table in tables:
-            coordinates = np.indices(table.values.shape).reshape(len(table.labels), -1)
-            for axis in range(width):
-                if axis < len(table.labels):
-                    places[axis].append(coordinates[axis] + first[table.labels[axis]])
-                else:
-                    places[axis].append(np.full(table.values.size, end))
         cells = np.concatenate([np.zeros(0), *(table.values.ravel() for table in tables)])
-        return torch.from_numpy(cells), [torch.from_numpy(np.concatenate(axis)) for axis in places]
+        axes = self._places([(table.labels, table.values.shape) for table in tables])
+        return torch.from_numpy(cells), axes
 
     @cached_property
-    def _implications(self) -> list[tuple[Tensor, int]]:
-        """What each combination of an implied label's parents leads to, and how many options it has."""
-        return [(torch.from_numpy(f.numbers.reshape(-1)), len(f.options)) for f in self.implied]
+    def _implications(self) -> list[tuple[list[Tensor], Tensor, int]]:
+        """For each level of implied labels: where the probabilities of their parents' options stand, for each
+        axis and combination; which option it leads to, counted over the level; how many there are.
+        """
+        found = []
+        for level in self._levels:
+            axes = self._places([(follows.parents, follows.numbers.shape) for follows in level])
+            sizes = [len(follows.options) for follows in level]
+            starts = itertools.accumulate(sizes[:-1], initial=0)
+            numbers = [f.numbers.ravel() + start for f, start in zip(level, starts, strict=True)]
+            found.append((axes, torch.from_numpy(np.concatenate(numbers)), sum(sizes)))
+        return found
+
+    def _places(self, grids: Sequence[tuple[tuple[str, ...], tuple[int, ...]]]) -> list[Tensor]:
+        """For each axis, where the probabilities of all cells of several grids stand in the row of them.
+
+        The 1 in the row stands for the axes that a grid does not have.
+        """
+        first, one = self._row
+        width = max((len(labels) for labels, _ in grids), default=0)
+        places: list[list[npt.NDArray[np.int64]]] = [[] for _ in range(width)]
+        for labels, shape in grids:
+            coordinates = np.indices(shape).reshape(len(labels), -1)
+            for axis in range(width):
+                if axis < len(labels):
+                    places[axis].append(coordinates[axis] + first[labels[axis]])
+                else:
+                    places[axis].append(np.full(math.prod(shape), one))
+        return [torch.from_numpy(np.concatenate(axis)) for axis in places]
 
     @cached_property
     def _boxes(self) -> tuple[Tensor, Tensor, int, Tensor, float, Tensor] | None:
         """(allowed, rows, count, axes, outside, weights) of all boxes together; None where there are none.
 
         The probability that an axis has an allowed option is the sum of those in ``allowed``, places in the
-        row that `_contraction` describes, that have the axis's number in ``rows``, one of ``count``; number
+        row of `_row`, that have the axis's number in ``rows``, one of ``count``; number
         0 is a 1. ``axes`` has the numbers of each box's own, filled up with 0; inside a box the cost is the
         weight more than outside.
         """
         boxes = [(table.labels, table.box) for table in self.tables if table.box is not None]
         if not boxes:
             return None
-        first, end = self._row
-        places = [np.array([end])]
+        first, one = self._row
+        places = [np.array([one])]
         axes = np.zeros((len(boxes), max(len(labels) for labels, _ in boxes)), dtype=np.int64)
         for number, (labels, box) in enumerate(boxes):
             for axis, (label, allowed) in enumerate(zip(labels, box.allowed, strict=True)):
