@@ -192,6 +192,8 @@ def patient_reading(
 
     Only whether a reading is valid decides, never what it reads. One takes some six seconds.
     """
+    if readings < 1:
+        raise ValueError(f"readings must be at least 1, got {readings}")
     for _ in range(readings):
         reading = measure_latency(path, settings)
         if reading.valid:

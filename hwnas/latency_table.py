@@ -78,10 +78,11 @@ def build_latency_table(
         device: which measures, such as `lookup_tables.SshDevice`; by default this machine.
 
     Raises:
-        ValueError: the file cannot be written; nothing is exported or measured then.
+        ValueError: a new table's file cannot be written; nothing is exported or measured then.
     """
-    check_can_be_written(path)
     finished = LookupTable.load(path) if path.exists() else None
+    if finished is None:
+        check_can_be_written(path)
     if method is None:
         method = finished.protocol["method"] if finished else _usual(settings, device)
     entries, nets, networks = _sources(space, example_input, subnets, seed, method, finished, progress)

@@ -370,9 +370,9 @@ class Cost:
         """(allowed, rows, count, axes, outside, weights) of all boxes together; None where there are none.
 
         The probability that an axis has an allowed option is the sum of those in ``allowed``, places in the
-        row of `_row`, that have the axis's number in ``rows``, one of ``count``; number
-        0 is a 1. ``axes`` has the numbers of each box's own, filled up with 0; inside a box the cost is the
-        weight more than outside.
+        row of `_row`, that have the axis's number in ``rows``, one of ``count``; number 0 is a 1. ``axes``
+        has the numbers of each box's own, filled up with 0; inside a box the cost is the weight more than
+        outside.
         """
         boxes = [(table.labels, table.box) for table in self.tables if table.box is not None]
         if not boxes:

@@ -26,9 +26,9 @@ from hwnas.values import (
 # The end of an error that says what cannot be blended.
 ONE_PATH = "search with a strategy that runs one path (RandomOneShot, ENAS)"
 
-# The sizes of each operation, by the options that run and by its fixed arguments. To work them out takes
-# longer than a small convolution.
-_RUNNING: WeakKeyDictionary[nn.Module, dict[Any, dict[str, Any]]] = WeakKeyDictionary()
+# The sizes of each operation by its values, the options that run and its fixed arguments, with the values,
+# whose ids are in the key: to work them out in every step takes a noticeable part of it.
+_RUNNING: WeakKeyDictionary[nn.Module, dict[Any, tuple[list[Value], dict[str, Any]]]] = WeakKeyDictionary()
 _MOST_KNOWN = 256
 
 # Arguments that are no sizes: any number will do.
@@ -103,12 +103,15 @@ class MixedOperation(Freezes, nn.Module, ABC):
         Not to be changed: the next pass over these options gets the same ones.
         """
         known = _RUNNING.setdefault(self, {})
-        key = live_options(self.values), tuple(map(vars(self).get, self.elastic))
+        # The arguments as text: an operation of the user's own may hold lists.
+        fixed = repr([*map(vars(self).get, self.elastic)])
+        key = tuple(map(id, self.values.values())), live_options(self.values), fixed
         if key not in known:
             if len(known) >= _MOST_KNOWN:
                 known.clear()
-            known[key] = self.sizes({name: greatest(self.live_sizes(name)) for name in self.values})
-        return known[key]
+            sizes = self.sizes({name: greatest(self.live_sizes(name)) for name in self.values})
+            known[key] = [*self.values.values()], sizes
+        return known[key][1]
 
     def live_sizes(self, name: str) -> list[Any]:
         """What one argument that is a value can be in this forward pass."""

@@ -47,6 +47,14 @@ def test_only_invalid_readings_are_repeated(monkeypatch, tmp_path):
     assert patient_reading(tmp_path, SessionSettings()).median_ms == 9.0
 
 
+def test_as_many_readings_are_taken_as_are_asked_for(monkeypatch, tmp_path):
+    reads = [*[reading(0.1, 5.0, False)] * 7, reading(9.0)]
+    monkeypatch.setattr("hwnas.certificate.measure_latency", lambda path, settings: reads.pop(0))
+    assert patient_reading(tmp_path, SessionSettings(), readings=8).median_ms == 9.0
+    with pytest.raises(ValueError, match="readings must be at least 1, got 0"):
+        patient_reading(tmp_path, SessionSettings(), readings=0)
+
+
 @pytest.fixture
 def certified(tmp_path):
     path = export_onnx(torch.nn.Sequential(torch.nn.Linear(4, 2)), torch.zeros(1, 4), tmp_path / "net.onnx")

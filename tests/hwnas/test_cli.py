@@ -48,7 +48,7 @@ def call(*arguments: object):
         (["search", "--out", __file__], "needs a folder that it can make and write to"),
         (["search", "--out", f"{__file__}/below"], "needs a folder that it can make and write to"),
         (["search", "--max-latency-ms", "inf"], "above 0 and finite"),
-        (["table", "build", "--space", TINY, "--out", "."], "'.' cannot be written (it is a folder)"),
+        (["table", "build", "--space", TINY, "--out", "."], "cannot read '.' as a latency table"),
         (
             ["table", "build", "--space", TINY, "--out", f"{__file__}/below/table.json"],
             "cannot be written (Not",

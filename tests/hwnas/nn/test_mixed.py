@@ -270,6 +270,16 @@ def test_argument_that_is_changed_between_two_runs_is_taken() -> None:
     assert (before, after) == ((1, 2, 7, 7), (1, 2, 4, 4))
 
 
+def test_arguments_and_values_may_be_lists_and_may_be_replaced_between_two_runs() -> None:
+    layer = Conv2d(1, ValueChoice([2, 4], label="width"), 3, padding=1)
+    space = ModelSpace(layer)
+    with space.running(space.gates_of({"width": 2})):
+        assert space(torch.zeros(1, 1, 9, 9)).shape[1] == 2
+        layer.padding = [0, 0]  # type: ignore[assignment]  # as an operation of one's own may hold it
+        layer.values = {"out_channels": layer.values["out_channels"] + 1}
+        assert space(torch.zeros(1, 1, 9, 9)).shape == (1, 3, 7, 7)
+
+
 def test_values_that_have_run_are_copied_and_pickled_without_what_they_ran() -> None:
     width = ValueChoice([2, 4], label="width")
     space = ModelSpace(nn.Sequential(Conv2d(1, width, 1), Conv2d(width, width * 2, 1)))
