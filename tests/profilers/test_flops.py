@@ -4,6 +4,7 @@ import json
 import statistics
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hwnas.space import ModelSpace
-from hwnas.spaces import SmallMobileNet
-from profilers.flops import FlopsProfiler, count_macs
+from hwnas.spaces import SPACES, SmallMobileNet
+from profilers.flops import FlopsProfiler, _headlines, count_macs
+from profilers.profile import distinct_parts
 from profilers.space import Part
 from tests.contracts.meter import MeterContract
 
@@ -210,6 +212,57 @@ def test_the_cost_of_the_default_space_is_that_of_its_frozen_networks(mobile: Mo
         counted = count_macs(mobile.freeze(architecture), [images])
         assert profiler.profile(architecture) == counted.headline
         assert profiler.detail(architecture) == counted
+
+
+@pytest.mark.parametrize("name", sorted(SPACES))
+def test_what_runs_on_meta_has_the_macs_of_its_trace(name: str) -> None:
+    space = ModelSpace(SPACES[name].small())
+    example = torch.zeros(1, 1, 28, 28)
+    parts = list(distinct_parts(space, space.sites(example)).values())
+    assert parts
+    chosen = parts[:: max(1, len(parts) // 12)]
+    known = _headlines([(part.module, part.inputs) for part in chosen])
+    assert [count.headline for count in known] == [
+        count_macs(part.module, part.inputs).headline for part in chosen
+    ]
+
+
+class Function(nn.Module):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *given: Tensor) -> Any:
+        return self.function(*given)
+
+
+@pytest.mark.parametrize(
+    ("module", "shapes"),
+    [
+        (nn.Conv2d(4, 8, 3, 2, groups=2, dilation=2), [(2, 4, 9, 7)]),
+        (nn.Conv2d(4, 8, 3, padding="same"), [(1, 4, 9, 7)]),
+        (nn.Conv1d(4, 8, 3), [(1, 4, 9)]),
+        (nn.ConvTranspose2d(4, 8, 3, 2), [(2, 4, 5, 6)]),
+        (nn.Linear(4, 8), [(2, 3, 4)]),
+        (nn.Linear(4, 8, bias=False), [(4,)]),
+        (nn.LSTM(4, 8, batch_first=True), [(2, 3, 4)]),
+        (nn.MultiheadAttention(8, 2, batch_first=True), [(2, 3, 8)] * 3),
+        (Function(F.scaled_dot_product_attention), [(2, 2, 3, 4)] * 3),
+        (Function(lambda a, b: torch.einsum("i,j->ij", a, b)), [(4,), (5,)]),
+        (Function(lambda a, b: torch.einsum("bij,bjk->bik", a, b)), [(2, 3, 4), (2, 4, 5)]),
+        (Function(torch.dot), [(4,), (4,)]),
+        (Function(torch.mv), [(3, 4), (4,)]),
+        (Function(lambda a, b: a @ b), [(2, 3, 4), (4, 5)]),
+        (Function(lambda a, b: torch.baddbmm(torch.zeros(1), a, b)), [(2, 3, 4), (2, 4, 5)]),
+        (Function(torch.fft.fft), [(2, 4)]),
+    ],
+    ids=lambda given: "" if isinstance(given, list) else type(given).__name__,
+)
+def test_shapes_on_meta_say_what_a_trace_says_or_nothing(module: nn.Module, shapes: list[Any]) -> None:
+    inputs = [torch.zeros(shape, device="meta") for shape in shapes]
+    (found,) = _headlines([(module.to("meta"), inputs)])
+    traced = count_macs(module, inputs)
+    assert (found.headline, found.uncounted) == (traced.headline, traced.uncounted)
 
 
 def test_detail_is_plain_data(mobile: ModelSpace) -> None:
