@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,11 @@ _ATOMS = frozenset({type(None), bool, int, float, str})
 _CONTAINERS = frozenset({dict, OrderedDict, list, tuple, set, frozenset})
 
 _UNSET = object()
+
+# By which a class says how it is copied or pickled.
+_SAYS_HOW = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
+# Where torch's say no more than what files of old versions lack.
+_TORCHS = {f"torch.nn.modules.{name}" for name in ("activation", "conv", "module", "pooling", "upsampling")}
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
@@ -161,6 +167,43 @@ def copy_empty(module: nn.Module, copies: dict[int, Any]) -> None:
         for held in vars(child).values():
             if type(held) in (OrderedDict, set) and not held:
                 copies.setdefault(id(held), type(held)())
+
+
+def deep_copy(module: nn.Module, copies: dict[int, Any]) -> nn.Module:
+    """As ``copy.deepcopy(module, copies)``, in half of its time for a module of many modules.
+
+    copy.deepcopy asks of each number in each module how it is to be copied, and of each dictionary.
+
+    Args:
+        module: what to copy; modules that say how they are copied or pickled are left to copy.deepcopy.
+        copies: the memo of copy.deepcopy, which has copies of all parameters and buffers.
+    """
+    known: nn.Module | None = copies.get(id(module))
+    if known is not None:
+        return known
+    kind: Any = type(module)  # mypy does not believe that a class can be hashed
+    if not _is_usual(kind):
+        return copy.deepcopy(module, copies)
+    clone: nn.Module = kind.__new__(kind)
+    copies[id(module)] = clone
+    for name, held in vars(module).items():
+        if name == "_compiled_call_impl":  # torch does not copy it
+            continue
+        if name == "_modules":
+            inside = {key: None if child is None else deep_copy(child, copies) for key, child in held.items()}
+            vars(clone)[name] = type(held)(inside)
+        elif type(held) in _CONTAINERS and not held:
+            vars(clone)[name] = type(held)()
+        else:
+            vars(clone)[name] = held if is_bare(held) else copy.deepcopy(held, copies)
+    return clone
+
+
+@functools.cache
+def _is_usual(kind: type[Any]) -> bool:
+    """Whether a class is copied attribute by attribute; torch's own fill in what old files lack, no more."""
+    said = (vars(base)[name] for base in kind.__mro__ for name in _SAYS_HOW if name in vars(base))
+    return all(getattr(how, "__module__", None) in {None, *_TORCHS} for how in said)
 
 
 def own_attributes(module: nn.Module) -> dict[str, Any]:

@@ -7,7 +7,6 @@ architectures, and is checked on random ones.
 
 from __future__ import annotations
 
-import copy
 import functools
 import gc
 import itertools
@@ -29,7 +28,7 @@ from hwnas.alike import description
 from hwnas.arguments import Operation, Slot, emptied, filled, flat, tensors_in
 from hwnas.choices import Branching, Condition, InputChoice, LayerChoice
 from hwnas.fold import Fold
-from hwnas.freezing import Freezer, copy_empty, own_attributes
+from hwnas.freezing import Freezer, deep_copy, own_attributes
 from hwnas.liveness import Event, liveness, needed
 from hwnas.space import ModelSpace
 from hwnas.values import Value, named, terms_of, values_in
@@ -788,8 +787,7 @@ def on_meta(network: nn.Module) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(_to_meta(parameter), requires_grad=parameter.requires_grad)
     for buffer in network.buffers():
         memo[id(buffer)] = _to_meta(buffer)
-    copy_empty(network, memo)
-    return copy.deepcopy(network, memo).eval()
+    return deep_copy(network, memo).eval()
 
 
 def _to_meta(tensor: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from collections import namedtuple
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hwnas import ChosenInputs, InputChoice, LayerChoice, ModelSpace, Repeat, ValueChoice
-from hwnas.freezing import Freezes
+from hwnas.freezing import Freezes, deep_copy
 from hwnas.nn import BatchNorm2d, Conv2d, Linear
 from hwnas.values import values_in
 
@@ -228,6 +229,45 @@ def test_training_mode_and_requires_grad_are_kept_module_by_module() -> None:
     assert not any(parameter.requires_grad for parameter in subnet.stem.parameters())
     assert all(parameter.requires_grad for parameter in subnet.head.parameters())
     assert not any(module.training for module in space.eval().freeze(space.default()).modules())
+
+
+class Pickles(nn.Module):
+    """Says itself how it is pickled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        self.copies = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "copies": self.copies + 1}
+
+
+def test_a_deep_copy_is_what_deepcopy_makes() -> None:
+    shared, listed = nn.Linear(2, 2), ["a"]
+    network = nn.Sequential(shared, nn.BatchNorm1d(2), nn.Sequential(shared), Pickles(), nn.LSTM(2, 2))
+    network.register_forward_hook(lambda *_: None)
+    network.listed, network[1].listed, network[2].back = listed, listed, [network]  # type: ignore[assignment]
+    network[1].add_module("none", None)
+    network.eval()
+    memo: dict[int, Any] = {id(t): t for t in (*network.parameters(), *network.buffers())}
+    copied = deep_copy(network, memo)
+    assert isinstance(copied, nn.Sequential)
+    usual = copy.deepcopy(network, {id(t): t for t in (*network.parameters(), *network.buffers())})
+    assert str(copied) == str(usual)
+    for ours, theirs, original in zip(copied.modules(), usual.modules(), network.modules(), strict=True):
+        assert ours is not original
+        assert list(vars(ours)) == list(vars(theirs))
+        assert [type(held) for held in vars(ours).values()] == [type(held) for held in vars(theirs).values()]
+    assert copied[2][0] is copied[0]
+    assert copied.listed is copied[1].listed is not listed
+    assert copied[2].back[0] is copied
+    assert copied[0].weight is shared.weight
+    assert copied[3].copies == 1
+    assert copied[1]._buffers is not network[1]._buffers
+    assert len(copied._forward_hooks) == 1
+    assert copied._forward_hooks is not network._forward_hooks
+    assert not any(module.training for module in copied.modules())
 
 
 def test_buffers_and_dtypes_are_kept() -> None:
