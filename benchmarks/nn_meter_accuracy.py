@@ -141,7 +141,7 @@ class Family:
         if not path.exists():
             for attempt in range(3):
                 pair = [measure(models, settings, seed=2 * attempt + turn) for turn in range(2)]
-                first, second = ([found[name].median_us for name in models] for found in pair)
+                first, second = ([found[name].p10_us for name in models] for found in pair)
                 floor = accuracy_of(first, first, second).noise_floor_percent
                 print(f"{self.name}: noise floor {floor:.2f} %, load average {os.getloadavg()[0]:.1f}")
                 if floor <= 3.0:
@@ -205,7 +205,7 @@ for family, table, seconds, models, first, second in measured:
     line = calibrate(
         [macs.of(a) for a in family.calibrating],
         [1] * len(family.calibrating),
-        [(net.median_us + net.repeat_us) / 2 for net in table.subnets],
+        [(net.p10_us + net.repeat_us) / 2 for net in table.subnets],
     )
     readings = predictor.read(models)
     left_out = {f"{gap.layer} {gap.reason}" for reading in readings.values() for gap in reading.gaps}

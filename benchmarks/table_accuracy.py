@@ -104,7 +104,7 @@ def measured(
     named = {f"{kind} {key}": models[kind, key] for kind, key in wanted}
     for attempt in range(ATTEMPTS):
         found = measure(named, settings, reference=reference, seed=7 + attempt)
-        once, again = ({key: found[f"{turn} {key}"].median_us for key in nets} for turn in TURNS)
+        once, again = ({key: found[f"{turn} {key}"].p10_us for key in nets} for turn in TURNS)
         floor = accuracy_of(*map(list, (once.values(), once.values(), again.values()))).noise_floor_percent
         if floor <= LARGEST_FLOOR_PERCENT[settings.clock]:
             path.write_text(json.dumps([once, again]))
@@ -116,7 +116,7 @@ def measured(
 
 def refitted(table: LookupTable, nets: dict[str, SubnetSource], us: dict[str, float]) -> LookupTable:
     """The table with a calibration to these networks, as they were measured here."""
-    least = min(entry.median_us for entry in table.entries.values())
+    least = min(entry.p10_us for entry in table.entries.values())
     keys = [net.keys for net in nets.values()]
     fit = calibrate([table.sum_us(k) for k in keys], [len(k) for k in keys], [us[key] for key in nets], least)
     return table.with_calibration(fit)

@@ -500,7 +500,7 @@ def print_certificate(console: Console, certificate: Certificate) -> None:
     rows = {
         "budget": f"{certificate.budget_ms:.4f} ms",
         "predicted": predicted,
-        "measured": f"{certificate.measured_ms:.4f} ms  (p10 {certificate.measured_p10_ms:.4f}, "
+        "measured": f"{certificate.measured_ms:.4f} ms  (median {certificate.measured_median_ms:.4f}, "
         f"p90 {certificate.measured_p90_ms:.4f}, noise floor {certificate.noise_floor_percent:.2f} %, "
         f"clock {certificate.clock})",
         "test accuracy": "-" if accuracy is None else f"{100 * accuracy:.2f} %",
@@ -545,10 +545,10 @@ def print_table(console: Console, table: LookupTable, entries: int) -> None:
     if doubt := table.doubt():
         console.print(f"[yellow]warning: {escape(doubt)}", highlight=False, soft_wrap=True)
     if entries:
-        listed = Table("entry", "typical µs", "p10", "p90")
-        dearest = sorted(table.entries.values(), key=lambda entry: -entry.median_us)
+        listed = Table("entry", "latency µs", "median", "p90")
+        dearest = sorted(table.entries.values(), key=lambda entry: -entry.p10_us)
         for entry in dearest[:entries]:
-            listed.add_row(entry.name, *(f"{n:.1f}" for n in (entry.median_us, entry.p10_us, entry.p90_us)))
+            listed.add_row(entry.name, *(f"{n:.1f}" for n in (entry.p10_us, entry.median_us, entry.p90_us)))
         console.print(listed)
 
 

@@ -148,7 +148,7 @@ def measure_borders(
         progress=partial(report, "measuring mixed networks"),
     )
     once, again = (
-        np.array([found[f"{turn} {number}"].median_us for number in range(networks)]) for turn in (1, 2)
+        np.array([found[f"{turn} {number}"].p10_us for number in range(networks)]) for turn in (1, 2)
     )
     beyond = (once + again) / 2 - without
     everyone = np.arange(networks)

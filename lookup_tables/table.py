@@ -13,8 +13,9 @@ from lookup_tables.device import DeviceFingerprint
 from lookup_tables.session import SessionSettings
 from lookup_tables.whole_file import write_whole
 
-SCHEMA = "hwnas latency table, version 2"
+SCHEMA = "hwnas latency table, version 3"
 _FIRST_SCHEMA = "hwnas latency table, version 1"  # entries did not say by which method
+_SECOND_SCHEMA = "hwnas latency table, version 2"  # latencies were medians
 _BUILD = "hwnas table build"
 _TRUSTED_PERCENT = 90.0  # of held-out networks within 10 %
 _SHOWN = 10  # missing entries that an error names
@@ -34,8 +35,9 @@ class Entry:
     Attributes:
         key: digest of what is executed (`lookup_tables.executed_graph`).
         name: readable.
-        median_us: what one run typically takes: the median over ``samples``, or, profiled, the mean over
-            networks of each one's least disturbed session; beside it the 10th and the 90th percentile.
+        p10_us: what a run takes that nothing disturbs, of which predictions are made: the 10th percentile of
+            ``samples``, or, profiled, the mean over networks of each one's least disturbed session.
+        median_us, p90_us: the median and the 90th percentile.
         method: how it was measured (`lookup_tables.build_table`); in a profiled table, what could not be
             profiled is ``isolated``.
     """
@@ -58,7 +60,8 @@ class Subnet:
         key: digest of what is executed.
         name: readable.
         parts: keys of its entries, one for each time that it is executed.
-        median_us: the first measurement; ``repeat_us`` is the median of a second one in another process.
+        p10_us: the latency in the first measurement; ``repeat_us`` is that in a second one.
+        median_us, p90_us: the median and the 90th percentile of the first.
     """
 
     key: str
@@ -124,7 +127,8 @@ class LookupTable:
         date: when it was built, ISO 8601.
         device: where it was measured.
         settings: the runtime's settings; other settings make other numbers.
-        protocol: how it was measured: ``method`` and what that needs.
+        protocol: how it was measured: ``method`` and what that needs; ``latency`` is ``p10``, or ``median``
+            in tables of before, whose numbers are then medians in ``p10_us`` too.
         entries: by key.
         subnets: whole networks; calibration and accuracy follow from them.
 
@@ -144,14 +148,14 @@ class LookupTable:
     accuracy: Accuracy
 
     def sum_us(self, keys: Iterable[str]) -> float:
-        """The plain sum of isolated medians. A key counts as often as it comes.
+        """The plain sum of entries. A key counts as often as it comes.
 
         Raises:
             MissingEntryError: an entry is missing.
         """
         keys = list(keys)
         self.require({key: key for key in keys})
-        return math.fsum(self.entries[key].median_us for key in keys)
+        return math.fsum(self.entries[key].p10_us for key in keys)
 
     def predict_us(self, keys: Iterable[str]) -> float:
         """The latency of a network that executes these entries (each as often as it comes; none is free).
@@ -261,7 +265,7 @@ def _parsed(text: str) -> dict[str, Any]:
         raise _WrongError(f"it is not whole JSON ({error})") from error
     if not isinstance(raw, dict) or "schema" not in raw:
         raise _WrongError("it does not begin with a schema")
-    if raw["schema"] == _FIRST_SCHEMA:
+    if raw["schema"] in (_FIRST_SCHEMA, _SECOND_SCHEMA):
         _upgrade(raw)
     if raw["schema"] != SCHEMA:
         raise _WrongError(f"its schema must be {SCHEMA!r}; it is {raw['schema']!r}")
@@ -272,13 +276,18 @@ def _parsed(text: str) -> dict[str, Any]:
 
 
 def _upgrade(raw: dict[str, Any]) -> None:
-    """Makes the second version of the first; what is not as it must be is left for `_table` to refuse."""
-    raw["schema"] = SCHEMA
-    entries, protocol = raw.get("entries"), raw.get("protocol")
-    if isinstance(entries, list) and isinstance(protocol, dict):
-        for entry in entries:
-            if isinstance(entry, dict):
-                entry.setdefault("method", protocol.get("method"))
+    """Makes the third version of an older one; what is not as it must be is left for `_table` to refuse."""
+    first, raw["schema"] = raw["schema"] == _FIRST_SCHEMA, SCHEMA
+    entries, subnets, protocol = (raw.get(name) for name in ("entries", "subnets", "protocol"))
+    if not (isinstance(entries, list) and isinstance(subnets, list) and isinstance(protocol, dict)):
+        return
+    protocol["latency"] = "median"
+    for entry in entries:
+        if first and isinstance(entry, dict):
+            entry.setdefault("method", protocol.get("method"))
+    for measured in (*entries, *subnets):
+        if isinstance(measured, dict) and "median_us" in measured and "p10_us" in measured:
+            measured["p10_us"] = measured["median_us"]
 
 
 def _table(raw: Mapping[str, Any]) -> LookupTable:
@@ -303,7 +312,7 @@ def _table(raw: Mapping[str, Any]) -> LookupTable:
     calibration = _record(Calibration, "calibration", raw["calibration"])
     for entry in entries:
         _check(
-            calibration.scale * entry.median_us + calibration.per_site_us >= 0,
+            calibration.scale * entry.p10_us + calibration.per_site_us >= 0,
             "calibration: per_site_us",
             f"such that '{entry.name}' does not make a network faster",
             calibration.per_site_us,

@@ -77,7 +77,7 @@ def validate_table(
         seed=seed,
         progress=step(report, "measuring networks"),
     )
-    once, again = ([found[f"{turn} {key}"].median_us for key in nets] for turn in TURNS)
+    once, again = ([found[f"{turn} {key}"].p10_us for key in nets] for turn in TURNS)
     intervals = [table.interval_us(us) for us in predicted]
     return Validation(
         predicted_us=tuple(predicted),
@@ -93,10 +93,10 @@ def held_out(table: LookupTable) -> tuple[list[float], list[float]]:
     """What the table's own networks are predicted by a calibration on the others, and what they took."""
     entries = table.entries
     sums = [table.sum_us(net.parts) for net in table.subnets]
-    means = [(net.median_us + net.repeat_us) / 2 for net in table.subnets]
-    least = min(entry.median_us for entry in entries.values())
+    means = [(net.p10_us + net.repeat_us) / 2 for net in table.subnets]
+    least = min(entry.p10_us for entry in entries.values())
     predicted = held_out_us(sums, [len(net.parts) for net in table.subnets], means, least)
-    return predicted, [net.median_us for net in table.subnets]
+    return predicted, [net.p10_us for net in table.subnets]
 
 
 @final
@@ -127,11 +127,12 @@ def difference(first: LookupTable, second: LookupTable) -> Difference:
         ("space", first.space, second.space),
         ("settings", first.settings, second.settings),
         ("method", first.protocol["method"], second.protocol["method"]),
+        ("latency", first.protocol.get("latency"), second.protocol.get("latency")),
     ):
         if one != other:
             facts.append(f"{what}: {one} against {other}")
     common = first.entries.keys() & second.entries.keys()
-    ratios = {key: second.entries[key].median_us / first.entries[key].median_us for key in common}
+    ratios = {key: second.entries[key].p10_us / first.entries[key].p10_us for key in common}
     return Difference(
         facts=tuple(facts),
         ratios=dict(sorted(ratios.items(), key=lambda item: (item[1], item[0]))),

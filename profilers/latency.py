@@ -83,4 +83,4 @@ def calibrated_ms(table: LookupTable, parts: Mapping[str, Part]) -> dict[str, fl
     """
     table.require({key: part.name for key, part in parts.items()})
     scale, per_site_us = table.calibration.scale, table.calibration.per_site_us
-    return {key: (scale * table.entries[key].median_us + per_site_us) / 1e3 for key in parts}
+    return {key: (scale * table.entries[key].p10_us + per_site_us) / 1e3 for key in parts}

@@ -3,7 +3,7 @@
     python examples/fbnet_pfld/export.py --data data/106points --out runs/fbnet_pfld
 
 Prints, in the columns of NNI's table (docs/source/nas/exploration_strategy.rst there), the size of the file,
-its median latency on this machine with ONNX Runtime at one thread, and its own error (NME) on the test
+its latency on this machine with ONNX Runtime at one thread, and its own error (NME) on the test
 images; beside them the budget, what the table predicted, and how far the file is from torch. `hwnas verify`
 measures the file again. The auxiliary network for the pose is no part of it. What `search.py --smoke` left is
 exported likewise.

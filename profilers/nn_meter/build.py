@@ -31,7 +31,7 @@ from profilers.nn_meter.regression import KernelPredictor
 if TYPE_CHECKING:
     from lookup_tables.profiled import PartTimes
 
-_SCHEMA = "hwnas nn-Meter being built, version 2"
+_SCHEMA = "hwnas nn-Meter being built, version 3"
 _LEAST_US = 0.3  # what a profiler cannot tell from nothing still is a kernel
 _DISCOUNT_US = 1.5  # what a profile has too much of a kernel: its share of the session, and the rounding
 
@@ -202,7 +202,7 @@ class _Journal:
         return self._parts[_name(model)]
 
     def us(self, model: bytes, turn: int) -> float:
-        """The median of a whole model, in microseconds, in the first or second turn."""
+        """The latency of a whole model, in microseconds, in the first or second turn."""
         return self._found[f"{_name(model)} {turn}"]
 
     def remove(self) -> None:
@@ -240,8 +240,8 @@ class _Journal:
         self._parts[name] = parts
 
     def _add(self, name: str, measured: Measurement) -> None:
-        self._append({"model": name, "us": measured.median_us})
-        self._found[name] = measured.median_us
+        self._append({"model": name, "us": measured.p10_us})
+        self._found[name] = measured.p10_us
 
     def _resume(self) -> None:
         lines = self._path.read_bytes().splitlines(keepends=True)

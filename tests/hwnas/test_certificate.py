@@ -31,7 +31,7 @@ def reading(median: float, floor: float = 1.0, valid: bool = True) -> LatencyRea
     ("median", "floor", "passes"),
     [(1.0, 0.0, True), (1.0099, 1.0, True), (1.0101, 1.0, False), (1.0199, 2.9, True), (1.0201, 2.9, False)],
 )
-def test_median_may_exceed_the_budget_by_the_floor_but_never_by_more_than_two_percent(median, floor, passes):
+def test_latency_may_exceed_the_budget_by_the_floor_but_never_by_more_than_two_percent(median, floor, passes):
     assert judge(reading(median, floor), 1.0)[0] is passes
 
 

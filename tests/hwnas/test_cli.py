@@ -86,7 +86,7 @@ def test_table_show_warns_of_a_table_that_predicts_badly_and_draws_it(tmp_path):
 def test_table_diff_prints_what_differs(tmp_path):
     table = tiny_table()
     table.save(tmp_path / "a.json")
-    entries = {key: replace(e, median_us=2 * e.median_us) for key, e in list(table.entries.items())[1:]}
+    entries = {key: replace(e, p10_us=2 * e.p10_us) for key, e in list(table.entries.items())[1:]}
     lacking = tuple(net for net in table.subnets if set(net.parts) <= entries.keys())
     device = replace(table.device, cpu="another CPU")
     replace(table, entries=entries, subnets=lacking, device=device).save(tmp_path / "b.json")

@@ -73,7 +73,7 @@ class Machine:
                 raise Killed
             self.measured.append(name)
             us = self.bias * (OVERHEAD + sum(COST[key] for key in model.decode().split()))
-            found[name] = Measurement(us, us * 0.9, us * 1.1, 24)
+            found[name] = Measurement(us * 1.1, us, us * 1.2, 24)
             if on_result is not None:
                 on_result(name, found[name])
             if progress is not None:
@@ -115,7 +115,7 @@ def without_date(table: LookupTable) -> LookupTable:
 
 def test_table_predicts_networks_exactly_where_costs_add_up(tmp_path: Path) -> None:
     table = built(tmp_path / "table.json", Machine())
-    assert {key: entry.median_us for key, entry in table.entries.items()} == pytest.approx(COST)
+    assert {key: entry.p10_us for key, entry in table.entries.items()} == pytest.approx(COST)
     assert table.accuracy.mape_percent < 0.01
     assert table.predict_us(["conv", "relu"]) == pytest.approx(OVERHEAD + 48, rel=1e-4)
     assert LookupTable.load(tmp_path / "table.json") == table
@@ -240,6 +240,9 @@ def test_table_that_was_measured_otherwise_is_not_overwritten(tmp_path: Path) ->
         built(path, Machine(), settings=SessionSettings(threads=2))
     with pytest.raises(ValueError, match=r"measured otherwise \(space: tiny against other"):
         built(path, Machine(), space="other")
+    path.write_bytes(before.replace(b"version 3", b"version 2"))
+    with pytest.raises(ValueError, match=r"measured otherwise \(latency: median against p10\)"):
+        built(path, Machine())
     path.write_bytes(before[:-100])
     with pytest.raises(ValueError, match="damaged"):
         built(path, Machine())
@@ -258,7 +261,7 @@ def test_part_as_cheap_as_an_empty_session_still_costs_something(
 ) -> None:
     monkeypatch.setitem(COST, "relu", -1.0)
     path = tmp_path / "table.json"
-    assert built(path, Machine()).entries["relu"].median_us > 0
+    assert built(path, Machine()).entries["relu"].p10_us > 0
     LookupTable.load(path)
 
 

@@ -175,11 +175,28 @@ def test_first_version_is_read_and_its_entries_have_the_method_of_their_table(tm
     path = tmp_path / "table.json"
     table(1.0, 2.0).save(path)
     raw = json.loads(path.read_text())
-    raw["schema"] = raw["schema"].replace("version 2", "version 1")
+    raw["schema"] = raw["schema"].replace("version 3", "version 1")
     for entry in raw["entries"]:
         del entry["method"]
     path.write_text(json.dumps(raw))
     assert {entry.method for entry in LookupTable.load(path).entries.values()} == {raw["protocol"]["method"]}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_latencies_of_older_versions_are_their_medians(tmp_path: Path, version: int) -> None:
+    path = tmp_path / "table.json"
+    table(1.0, 2.0, calibration=Calibration(1.5, 0.0, 0.0)).save(path)
+    raw = json.loads(path.read_text())
+    raw["schema"] = raw["schema"].replace("version 3", f"version {version}")
+    for measured in (*raw["entries"], *raw["subnets"]):
+        measured["p10_us"] = 0.9 * measured["median_us"]
+    path.write_text(json.dumps(raw))
+    old = LookupTable.load(path)
+    assert old.predict_us(["k0", "k1"]) == pytest.approx(4.5)
+    assert all(net.p10_us == net.median_us for net in old.subnets)
+    assert old.protocol["latency"] == "median"
+    old.save(path)
+    assert LookupTable.load(path) == old
 
 
 @pytest.mark.parametrize(("within", "is_doubted"), [(100.0, False), (90.0, False), (89.9, True)])

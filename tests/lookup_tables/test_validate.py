@@ -60,7 +60,7 @@ def test_restless_machine_is_told_by_its_floor(table: LookupTable) -> None:
 def test_networks_of_a_table_are_predicted_by_the_others(table: LookupTable) -> None:
     predicted, measured = held_out(table)
     assert predicted == pytest.approx(measured, rel=1e-3)
-    odd = replace(table.subnets[3], median_us=500.0, repeat_us=500.0)
+    odd = replace(table.subnets[3], p10_us=500.0, repeat_us=500.0)
     others = [net for net in table.subnets if net is not table.subnets[3]]
     predicted, measured = held_out(replace(table, subnets=(odd, *others)))
     assert measured[0] == 500
@@ -76,7 +76,7 @@ def test_difference_of_a_table_from_itself_is_none(table: LookupTable) -> None:
 def test_difference_says_what_changed_and_by_how_much(table: LookupTable, tmp_path: Path) -> None:
     slower = built(tmp_path / "slower.json", Machine(bias=2.0))
     entries = {key: entry for key, entry in slower.entries.items() if key != "relu"}
-    entries["conv"] = replace(entries["conv"], median_us=table.entries["conv"].median_us * 3)
+    entries["conv"] = replace(entries["conv"], p10_us=table.entries["conv"].p10_us * 3)
     other = replace(slower, entries=entries, device=replace(slower.device, cpu="another CPU"), space="other")
     found = difference(table, other)
     assert list(found.ratios.items()) == [("linear", pytest.approx(2.0)), ("conv", pytest.approx(3.0))]

@@ -32,10 +32,13 @@ def table(space: Any) -> LookupTable:
     parts = {
         p.key: p.name for site in space.sites(EXAMPLE) for p in parts_of(space, site) if p and not p.is_free
     }
-    entries = {
-        key: Entry(key, name, float(generator.uniform(5, 50)), 1.0, 60.0, 20) for key, name in parts.items()
-    }
-    return a_table(entries)
+    times = generator.uniform(5, 50, len(parts)).tolist()
+    return a_table(
+        {
+            key: Entry(key, name, median_us=99.0, p10_us=us, p90_us=99.0, samples=20)
+            for (key, name), us in zip(parts.items(), times, strict=True)
+        }
+    )
 
 
 def a_table(entries: dict[str, Entry]) -> LookupTable:
@@ -118,7 +121,14 @@ class TestContract(MeterContract):
         """A time for each part by what it computes: nobody measured it."""
         parts = distinct_parts(space, space.sites(*inputs))
         entries = {
-            key: Entry(key, part.name, 1.0 + count_macs(part.module, part.inputs).headline / 7e2, 1, 60, 20)
+            key: Entry(
+                key,
+                part.name,
+                median_us=99.0,
+                p10_us=1.0 + count_macs(part.module, part.inputs).headline / 7e2,
+                p90_us=99.0,
+                samples=20,
+            )
             for key, part in parts.items()
         }
         return a_table(entries)

@@ -37,7 +37,7 @@ def tables(space: TwoPrecisions) -> dict[str, LookupTable]:
     """In INT8 the 3x3 convolutions take half as long, all others twenty times as long."""
     fp32 = TestContract()._table(space, (EXAMPLE,))
     entries = {
-        key: dataclasses.replace(entry, median_us=entry.median_us * (0.5 if "k=3" in entry.name else 20.0))
+        key: dataclasses.replace(entry, p10_us=entry.p10_us * (0.5 if "k=3" in entry.name else 20.0))
         for key, entry in fp32.entries.items()
     }
     int8 = dataclasses.replace(
@@ -65,7 +65,7 @@ def test_cost_is_the_sum_of_each_sites_entry_in_its_own_precision(
             if part is not None and not part.is_free:
                 table = tables[architecture[PRECISION[site.name]] if site.name in PRECISION else "fp32"]
                 calibration = table.calibration
-                expected += calibration.scale * table.entries[part.key].median_us + calibration.per_site_us
+                expected += calibration.scale * table.entries[part.key].p10_us + calibration.per_site_us
         skips = architecture["op"] == "skip"
         inside = [] if skips else [architecture["first"], architecture["second"]][: architecture["depth"]]
         chain = ["fp32", *inside, "fp32"]
