@@ -108,7 +108,7 @@ def search(
         str, typer.Option(help="proxyless, darts, gumbel-darts, random-one-shot, enas")
     ] = "proxyless",
     epochs: Annotated[int, typer.Option(min=1, help="of the search")] = 4,
-    train_epochs: Annotated[int, typer.Option(min=1, help="of the subnet that was found")] = 5,
+    train_epochs: Annotated[int, typer.Option(min=1, help="of the subnet that was found")] = 6,
     warmup_epochs: Annotated[
         int | None, typer.Option(min=0, help="of the search, weights alone; default: 1 of several")
     ] = None,

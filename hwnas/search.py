@@ -94,7 +94,7 @@ class SearchSettings:
     max_latency_ms: float | None = None
     budget_percent: float = 50.0
     epochs: int = 4
-    train_epochs: int = 5
+    train_epochs: int = 6
     batch_size: int | None = None
     lr: float = 0.1
     train_lr: float = 0.1
