@@ -201,6 +201,11 @@ class _AsDynamo(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is nn.functional.adaptive_avg_pool2d and args[1] in (1, (1, 1)):
             return args[0].mean((-1, -2), keepdim=True)
+        if func is nn.functional.channel_shuffle:  # which the older exporter does not know
+            images, groups = (*args, *kwargs.values())
+            batch, channels, *size = (int(axis) for axis in images.shape)
+            apart = images.reshape(batch, groups, channels // groups, *size)
+            return apart.transpose(1, 2).reshape(batch, channels, *size)
         if func in (torch.flatten, Tensor.flatten):
             shape = [int(size) for size in func(*args, **kwargs).shape]
             return args[0].reshape(shape)
@@ -213,6 +218,11 @@ def _quiet() -> Iterator[None]:
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)
+    # torch.onnx turns on a log that prints the graph of what it cannot export, whatever is asked:
+    # `setup_onnx_logging` (_internal/torchscript_exporter/utils.py) tests a function that it means to call.
+    switch = getattr(torch._C, _LOG_SWITCH, None)
+    if switch is not None:
+        setattr(torch._C, _LOG_SWITCH, lambda is_on: None)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -222,6 +232,11 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+        if switch is not None:
+            setattr(torch._C, _LOG_SWITCH, switch)
+
+
+_LOG_SWITCH = "_jit_set_onnx_log_enabled"
 
 
 # ---- graphs

@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, final
@@ -59,10 +59,12 @@ def profile(
     """Times the parts of assembled networks by ONNX Runtime's own profiler, in worker processes.
 
     Each network has three sessions of 30 runs, at three times: in each round every network of a worker has
-    one, in a new order. A part's time in a session is the mean of its runs from the 10th to the 50th
+    one, in a new order. A part's time in a session is the mean of its runs from the 10th to the 30th
     percentile: the profiler's clock is the wall's, and where another program had the core or the cache a run
-    takes longer. What the profiler itself adds to a node, 4 to 5 us, is known from the same sessions, which
-    go on without it, and is taken off: the parts of a network then take together what the network does.
+    takes longer. What the profiler itself adds to a node, 4 to 7 us, is known from the same session, which
+    goes on without it, and is taken off: the parts of a network then take together what the network does.
+    It differs from one session to the next: with one number for all, networks of 20 to 150 us were predicted
+    with twice the error.
 
     Args:
         networks: models of `lookup_tables.assembly.assembled`, by any key.
@@ -99,16 +101,12 @@ def profile(
                         paths[key], f"network '{key}'", _RUNS, _WITHOUT, optimised
                     )
                     if key not in belongs:
-                        belongs[key] = owners(nodes_of(optimised.read_bytes()))
+                        belongs[key] = owners(as_profiled(nodes_of(optimised.read_bytes()), list(nodes)))
                     sessions[key].append(_session(nodes, whole, belongs[key]))
                 if progress is not None:
                     progress(first + len(chunk) * done // _SESSIONS, len(keys))
-        each = float(np.median([session.added_us() for found in sessions.values() for session in found]))
         for key, found in sessions.items():
-            results[key] = {
-                part: tuple(max(session.us[part] - each * session.nodes[part], 0.0) for session in found)
-                for part in found[0].us
-            }
+            results[key] = {part: tuple(session.alone_us(part) for session in found) for part in found[0].us}
             if on_result is not None:
                 on_result(key, results[key])
     return results
@@ -129,9 +127,10 @@ class _Session:
     nodes: dict[int, int]
     whole_us: float
 
-    def added_us(self) -> float:
-        """What the profiler adds to a node."""
-        return (sum(self.us.values()) - self.whole_us) / sum(self.nodes.values())
+    def alone_us(self, part: int) -> float:
+        """Of a part, without what the profiler adds to each node."""
+        added = (sum(self.us.values()) - self.whole_us) / sum(self.nodes.values())
+        return max(self.us[part] - added * self.nodes[part], 0.0)
 
 
 def _session(nodes: Mapping[str, list[float]], whole: list[float], belongs: Mapping[str, int]) -> _Session:
@@ -147,15 +146,16 @@ def _session(nodes: Mapping[str, list[float]], whole: list[float], belongs: Mapp
 
 def _undisturbed(runs: npt.NDArray[np.float64]) -> float:
     ordered = np.sort(runs)
-    return float(ordered[len(ordered) // 10 : max(len(ordered) // 2, 1)].mean())
+    return float(ordered[len(ordered) // 10 : max(3 * len(ordered) // 10, 1)].mean())
 
 
 @final
 @dataclass(frozen=True)
 class Node:
-    """What a node of an ONNX model is called, reads and makes."""
+    """What a node of an ONNX model is called, which operator it is, what it reads and makes."""
 
     name: str
+    op: str
     inputs: Sequence[str]
     outputs: Sequence[str]
 
@@ -191,17 +191,43 @@ def nodes_of(model: bytes) -> list[Node]:
     """The nodes of an ONNX file, read from its bytes: a device that measures has no onnx.
 
     By protobuf's encoding, and the numbers of the fields in onnx/onnx, onnx/onnx.proto: a model's graph is
-    7, a graph's node 1, a node's input 1, output 2 and name 3.
+    7, a graph's node 1, a node's input 1, output 2, name 3 and operator 4.
     """
     graphs = [graph for number, graph in _fields(memoryview(model)) if number == 7]
     nodes = []
     for content in (content for graph in graphs for number, content in _fields(graph) if number == 1):
-        found: dict[int, list[str]] = {1: [], 2: [], 3: []}
+        found: dict[int, list[str]] = {1: [], 2: [], 3: [], 4: []}
         for number, text in _fields(content):
             if number in found:
                 found[number].append(bytes(text).decode())
-        nodes.append(Node("".join(found[3]), found[1], found[2]))
+        nodes.append(Node("".join(found[3]), "".join(found[4]), found[1], found[2]))
     return nodes
+
+
+def as_profiled(nodes: Sequence[Node], ran: Sequence[str]) -> list[Node]:
+    """The nodes by the names that the profiler gave them.
+
+    A node without a name is called by its operator and a number there: those of a function that ONNX Runtime
+    takes apart (HardSwish behind a matrix product) have none.
+
+    Args:
+        nodes: of the optimised model, as they run one after the other.
+        ran: the profiler's names, in the same order.
+
+    Raises:
+        RuntimeError: the two do not fit together.
+    """
+    known = {node.name for node in nodes if node.name}
+    others = iter([name for name in ran if name not in known])
+    named = [node if node.name else replace(node, name=next(others, "")) for node in nodes]
+    wrong = [node for node in named if node.name not in known and node.name.rpartition("_")[0] != node.op]
+    if wrong or next(others, None) is not None:
+        raise RuntimeError(
+            f"ONNX Runtime profiled the nodes {list(ran)}, its optimised model has "
+            f"{[node.name for node in nodes]}: measure by another method than `profiled`, and report it "
+            "with both"
+        )
+    return named
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -208,3 +208,32 @@ def test_progress_reaches_the_total() -> None:
 def test_a_padding_is_exported_in_silence(recwarn: pytest.WarningsRecorder) -> None:
     to_onnx({"pad": on_meta(nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(2, 2, 1)), (1, 2, 4, 4))})
     assert not recwarn.list
+
+
+def operators_of(model: bytes) -> tuple[str, ...]:
+    return tuple(node.op_type for node in onnx.load_from_string(model).graph.node)
+
+
+class Spectrum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.fft(x).real
+
+
+def test_operator_that_the_older_exporter_does_not_know_is_exported_in_silence(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert "DFT" in operators_of(to_onnx({"spectrum": on_meta(Spectrum(), (1, 4))})["spectrum"])
+    assert "graph(" not in capfd.readouterr().out
+
+
+def test_channel_shuffle_needs_one_export_by_dynamo_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_dynamo: list[str] = []
+    slow = export._by_dynamo
+    monkeypatch.setattr(export, "_by_dynamo", lambda some: (by_dynamo.extend(some), slow(some))[1])
+    blocks = {
+        str(width): on_meta(nn.Sequential(nn.Conv2d(4, width, 1), nn.ChannelShuffle(2)), (1, 4, 5, 5))
+        for width in (4, 8, 12)
+    }
+    models = to_onnx(blocks)
+    assert by_dynamo == ["4"]
+    assert {operators_of(model) for model in models.values()} == {("Conv", "Reshape", "Transpose", "Reshape")}
