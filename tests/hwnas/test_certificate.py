@@ -60,8 +60,8 @@ def certified(tmp_path):
     path = export_onnx(torch.nn.Sequential(torch.nn.Linear(4, 2)), torch.zeros(1, 4), tmp_path / "net.onnx")
     certificate = Certificate(
         passed=True, valid=True, reason="", budget_ms=1.0, predicted_ms=0.9, predicted_interval_ms=(0.8, 1.0),
-        measured_ms=0.9, measured_p10_ms=0.8, measured_p90_ms=1.0, noise_floor_percent=1.0,
-        clock="thread_cpu", test_accuracy=0.9, parity_max_abs_diff=0.0, macs=8.0, params=10.0,
+        measured_ms=0.9, measured_p10_ms=0.9, measured_median_ms=0.95, measured_p90_ms=1.0,
+        noise_floor_percent=1.0, clock="thread_cpu", test_accuracy=0.9, parity_max_abs_diff=0.0, macs=8.0, params=10.0,
         architecture={"op": 0}, space="s",
         data="d", strategy="darts", seed=0, device=fingerprint().to_json(),
         runtime=runtime_facts(SessionSettings()), date="2026-01-01T00:00:00+00:00",
@@ -88,6 +88,14 @@ def test_verify_says_what_makes_this_another_device(certified, monkeypatch, tmp_
     dataclasses.replace(certificate, device=phone).save(path, tmp_path / "certificate.json")
     monkeypatch.setattr("hwnas.certificate.measure_latency", lambda *_: reading(0.5))
     assert any("Cortex-A76" in line for line in verify(path).other_device)
+
+
+def test_a_certificate_of_before_had_a_median_alone(certified):
+    _, certificate = certified
+    facts = certificate.to_json()
+    del facts["measured_median_ms"]
+    old = Certificate.from_json(facts, "old.json")
+    assert old.measured_median_ms == old.measured_ms == 0.9
 
 
 def test_file_without_certificate_is_told(tmp_path):
