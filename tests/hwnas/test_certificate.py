@@ -61,7 +61,8 @@ def certified(tmp_path):
     certificate = Certificate(
         passed=True, valid=True, reason="", budget_ms=1.0, predicted_ms=0.9, predicted_interval_ms=(0.8, 1.0),
         measured_ms=0.9, measured_p10_ms=0.9, measured_median_ms=0.95, measured_p90_ms=1.0,
-        noise_floor_percent=1.0, clock="thread_cpu", test_accuracy=0.9, parity_max_abs_diff=0.0, macs=8.0, params=10.0,
+        noise_floor_percent=1.0, clock="thread_cpu",
+        test_accuracy=0.9, parity_max_abs_diff=0.0, macs=8.0, params=10.0,
         architecture={"op": 0}, space="s",
         data="d", strategy="darts", seed=0, device=fingerprint().to_json(),
         runtime=runtime_facts(SessionSettings()), date="2026-01-01T00:00:00+00:00",
