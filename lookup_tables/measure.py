@@ -6,10 +6,10 @@ OpenVINO), prepared numpy arrays in, numpy arrays out. This holds some 5-10 us o
 
 A latency is the 10th percentile of samples of a millisecond: what a run takes that nothing disturbs. On a
 machine of one's own the median lies about 1 % above it. On a shared one the neighbours take cache and
-execution units in bursts, also from a machine that runs nothing else: one file of 165 us, measured on five
-days, had medians of 166 to 198 us and 10th percentiles of 164.6 to 165.7; within one bad minute the medians
-of windows of five seconds went from 171 to 188 us, the 10th percentiles from 165.0 to 166.0. Samples last
-1 ms because a longer one is more often interrupted and finds cold caches afterwards.
+execution units in bursts, also from a machine that runs nothing else: one file of 165 us, measured five
+times in two days, had medians of 166 to 198 us and 10th percentiles of 164.6 to 165.7; in one bad minute the
+medians of windows of five seconds went from 171 to 188 us, the 10th percentiles from 165.0 to 166.0. Samples
+last 1 ms because a longer one is more often interrupted and finds cold caches afterwards.
 
 This file goes into bundles (`lookup_tables.bundle`), so that other devices measure alike: it runs on Python
 3.8 and needs numpy and `lookup_tables.session` alone.
