@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from hwnas.alike import description
 from hwnas.arguments import Operation, Slot, emptied, filled, flat, tensors_in
@@ -33,6 +32,7 @@ from hwnas.liveness import Event, liveness, needed
 from hwnas.space import ModelSpace
 from hwnas.values import Value, named, terms_of, values_in
 from lookup_tables.graph import ExecutedGraph, executed_graph
+from lookup_tables.operators import Functions
 from profilers.profile import every_option
 from profilers.space import Architecture, Memory, Option, Part, Site
 
@@ -506,7 +506,7 @@ class _Runner:
         self._numbers, self._containers, self._inside_site, self._events = Counter(), [], False, []
         gates = self._space.gates_of(architecture)
         # Factories called in `forward` (torch.arange) follow the device.
-        with torch.no_grad(), torch.device("meta"), self._space.running(gates), _Functions(self._function):
+        with torch.no_grad(), torch.device("meta"), self._space.running(gates), Functions(self._function):
             try:
                 output = self._space(*self._inputs)
             except Exception as error:
@@ -726,23 +726,6 @@ class _Runner:
         finally:
             for child, forward in observed.items():
                 vars(child)["forward"] = forward
-
-
-class _Functions(TorchFunctionMode):
-    """Hands every torch function that Python code calls to ``handle``."""
-
-    def __init__(self, handle: Callable[..., Any]) -> None:
-        super().__init__()
-        self._handle = handle
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[Any],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        return self._handle(func, args, kwargs or {})
 
 
 def _call(

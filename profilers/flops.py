@@ -15,9 +15,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
 
-from lookup_tables.operators import Operator, executed_operators
+from lookup_tables.operators import Functions, Operator, executed_operators
 from profilers.profile import Profiler, distinct_parts, tabulated
 from profilers.space import Option, Space
 
@@ -123,29 +122,17 @@ def _by_shapes(module: nn.Module, inputs: Sequence[Tensor]) -> int | None:
     """The headline by the shapes of what runs on ``meta``; None where that does not tell it."""
     if not all(held.is_meta for held in (*inputs, *module.parameters(), *module.buffers())):
         return None
-    with _evaluating(module), torch.device("meta"), _Functions() as called:
+    called: set[str] = set()
+
+    def noted(function: Callable[..., Any], given: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+        called.add(getattr(function, "__name__", ""))
+        return function(*given, **keywords)
+
+    with _evaluating(module), torch.device("meta"), Functions(noted):
         operators = executed_operators(module, inputs)
-    if called.unclear or any(op.name not in _PLAIN and op.name not in _BY_SHAPES for op in operators):
+    if called & _UNCLEAR or any(op.name not in _PLAIN and op.name not in _BY_SHAPES for op in operators):
         return None
     return sum(_BY_SHAPES[op.name](op) for op in operators if op.name in _BY_SHAPES)
-
-
-class _Functions(TorchFunctionMode):
-    """Looks for functions whose operators on ``meta`` are others than those that a trace has."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.unclear = False
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[Any],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        self.unclear = self.unclear or getattr(func, "__name__", "") in _UNCLEAR
-        return func(*args, **(kwargs or {}))
 
 
 def _all_counted(calls: Sequence[tuple[nn.Module, Sequence[Tensor]]], with_detail: bool) -> list[MacCount]:
@@ -375,7 +362,8 @@ _PLAIN = {
     "sigmoid", "silu", "slice", "split", "split_with_sizes", "squeeze", "stack", "sub", "sum", "t", "tanh",
     "transpose", "unsqueeze", "upsample_bilinear2d", "upsample_nearest2d", "view",
 }  # fmt: skip
-# A product of one term is `mul` on `meta`; the others are one operator in a trace.
+# Functions whose operators on `meta` are others than those of a trace: a product of one term is `mul` there;
+# the others are one operator in a trace.
 _UNCLEAR = {
     "einsum", "gru", "gru_cell", "lstm", "lstm_cell", "rnn_relu", "rnn_relu_cell", "rnn_tanh",
     "rnn_tanh_cell", "scaled_dot_product_attention",

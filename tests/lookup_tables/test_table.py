@@ -195,6 +195,7 @@ def test_latencies_of_older_versions_are_their_medians(tmp_path: Path, version: 
     assert old.predict_us(["k0", "k1"]) == pytest.approx(4.5)
     assert all(net.p10_us == net.median_us for net in old.subnets)
     assert old.protocol["latency"] == "median"
+    assert "predicts medians" in str(old.doubt())
     old.save(path)
     assert LookupTable.load(path) == old
 
