@@ -218,13 +218,8 @@ def _quiet() -> Iterator[None]:
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    # torch.onnx turns on a log that prints the graph of what it cannot export, whatever is asked:
-    # `setup_onnx_logging` (_internal/torchscript_exporter/utils.py) tests a function that it means to call.
-    switch = getattr(torch._C, _LOG_SWITCH, None)
-    if switch is not None:
-        setattr(torch._C, _LOG_SWITCH, lambda is_on: None)
     try:
-        with warnings.catch_warnings():
+        with _without_graphs(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             warnings.filterwarnings("ignore", category=TracerWarning)
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
@@ -232,8 +227,27 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-        if switch is not None:
-            setattr(torch._C, _LOG_SWITCH, switch)
+
+
+@contextmanager
+def _without_graphs() -> Iterator[None]:
+    """Keeps torch from printing the graph of what the older exporter cannot write.
+
+    ``setup_onnx_logging`` (torch/onnx/_internal/torchscript_exporter/utils.py) tests a function that it means
+    to call, so every export turns that log on, for good: here it is off, and stays off until this ends.
+    """
+    turn = getattr(torch._C, _LOG_SWITCH, None)
+    if turn is None:  # a torch without the older exporter
+        yield
+        return
+    before = torch._C._jit_is_onnx_log_enabled()
+    turn(False)
+    setattr(torch._C, _LOG_SWITCH, lambda _: None)
+    try:
+        yield
+    finally:
+        setattr(torch._C, _LOG_SWITCH, turn)
+        turn(before)
 
 
 _LOG_SWITCH = "_jit_set_onnx_log_enabled"

@@ -1,3 +1,4 @@
+import functools
 from collections import Counter
 
 import numpy as np
@@ -219,11 +220,17 @@ class Spectrum(nn.Module):
         return torch.fft.fft(x).real
 
 
+@pytest.mark.parametrize("log_is_on", [False, True])  # torch's own exports leave it on
 def test_operator_that_the_older_exporter_does_not_know_is_exported_in_silence(
-    capfd: pytest.CaptureFixture[str],
+    log_is_on: bool, capfd: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
+    request.addfinalizer(
+        functools.partial(torch._C._jit_set_onnx_log_enabled, torch._C._jit_is_onnx_log_enabled())
+    )
+    torch._C._jit_set_onnx_log_enabled(log_is_on)
     assert "DFT" in operators_of(to_onnx({"spectrum": on_meta(Spectrum(), (1, 4))})["spectrum"])
     assert "graph(" not in capfd.readouterr().out
+    assert torch._C._jit_is_onnx_log_enabled() is log_is_on
 
 
 def test_channel_shuffle_needs_one_export_by_dynamo_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
