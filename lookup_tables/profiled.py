@@ -63,8 +63,9 @@ def profile(
     percentile: the profiler's clock is the wall's, and where another program had the core or the cache a run
     takes longer. What the profiler itself adds to a node, 4 to 7 us, is known from the same session, which
     goes on without it, and is taken off: the parts of a network then take together what the network does.
-    It differs from one session to the next: with one number for all, networks of 20 to 150 us were predicted
-    with twice the error.
+    It differs from one session to the next (with one number for all, networks of 20 to 150 us were predicted
+    with twice the error), but what a disturbed session tells of it is wrong by more than they differ, so it
+    is kept between the quartiles of the worker's sessions.
 
     Args:
         networks: models of `lookup_tables.assembly.assembled`, by any key.
@@ -105,8 +106,12 @@ def profile(
                     sessions[key].append(_session(nodes, whole, belongs[key]))
                 if progress is not None:
                     progress(first + len(chunk) * done // _SESSIONS, len(keys))
+        least, most = np.percentile([s.added_us for found in sessions.values() for s in found], (25, 75))
         for key, found in sessions.items():
-            results[key] = {part: tuple(session.alone_us(part) for session in found) for part in found[0].us}
+            results[key] = {
+                part: tuple(s.alone_us(part, float(np.clip(s.added_us, least, most))) for s in found)
+                for part in found[0].us
+            }
             if on_result is not None:
                 on_result(key, results[key])
     return results
@@ -127,10 +132,14 @@ class _Session:
     nodes: dict[int, int]
     whole_us: float
 
-    def alone_us(self, part: int) -> float:
+    @property
+    def added_us(self) -> float:
+        """What the profiler adds to a node, as far as this session tells."""
+        return (sum(self.us.values()) - self.whole_us) / sum(self.nodes.values())
+
+    def alone_us(self, part: int, added_us: float) -> float:
         """Of a part, without what the profiler adds to each node."""
-        added = (sum(self.us.values()) - self.whole_us) / sum(self.nodes.values())
-        return max(self.us[part] - added * self.nodes[part], 0.0)
+        return max(self.us[part] - added_us * self.nodes[part], 0.0)
 
 
 def _session(nodes: Mapping[str, list[float]], whole: list[float], belongs: Mapping[str, int]) -> _Session:

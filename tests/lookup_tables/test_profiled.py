@@ -70,10 +70,35 @@ def test_what_the_profiler_adds_to_each_node_is_taken_off(monkeypatch: pytest.Mo
     assert found == {"net": {0: pytest.approx((30.0,) * 3), 1: pytest.approx((70.0,) * 3)}}
 
 
+def test_session_that_is_disturbed_without_the_profiler_does_not_make_its_nodes_dear(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two nodes of 20 us, the profiler adds 5; the last network was disturbed while it went on without it."""
+    wholes = {"0.onnx": 40.0, "1.onnx": 40.0, "2.onnx": 40.0, "3.onnx": 40.0, "4.onnx": 90.0}
+
+    class Scripted:
+        def __init__(self, *_: object) -> None: ...
+
+        def __enter__(self) -> Scripted:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def node_times(self, path: Path, *_: object) -> tuple[dict[str, list[float]], list[float]]:
+            return {"p0.a": [25.0] * 30, "p1.a": [25.0] * 30}, [wholes[path.name]]
+
+    monkeypatch.setattr(profiled, "Worker", Scripted)
+    monkeypatch.setattr(profiled.Path, "read_bytes", lambda path: b"")
+    monkeypatch.setattr(profiled, "as_profiled", lambda nodes, ran: nodes)
+    monkeypatch.setattr(profiled, "owners", lambda nodes: {"p0.a": 0, "p1.a": 1})
+    found = profile({str(n): b"" for n in range(5)}, SessionSettings())
+    assert found["4"] == {0: pytest.approx((20.0,) * 3), 1: pytest.approx((20.0,) * 3)}
+
+
 def test_disturbed_runs_say_nothing() -> None:
     session = _session({"p0.a": [10.0] * 15 + [400.0] * 15}, [12.0, 90.0], {"p0.a": 0})
     assert session.us == {0: 10.0}
-    assert session.alone_us(0) == 12.0
+    assert session.alone_us(0, session.added_us) == 12.0
 
 
 def test_what_the_profiler_adds_is_that_of_the_session() -> None:
@@ -82,7 +107,7 @@ def test_what_the_profiler_adds_is_that_of_the_session() -> None:
     calm = _session({"p0.a": [25.0] * 30, "p1.a": [15.0] * 30, "p1.b": [15.0] * 30}, [40.0], belongs)
     busy = _session({"p0.a": [27.0] * 30, "p1.a": [17.0] * 30, "p1.b": [17.0] * 30}, [40.0], belongs)
     for session in (calm, busy):
-        assert [session.alone_us(part) for part in (0, 1)] == pytest.approx([20.0, 20.0])
+        assert [session.alone_us(part, session.added_us) for part in (0, 1)] == pytest.approx([20.0, 20.0])
 
 
 def test_nodes_that_a_runtime_makes_of_a_function_have_an_owner(tmp_path: Path) -> None:
