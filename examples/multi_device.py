@@ -5,13 +5,15 @@
 The devices here are one machine under three settings of ONNX Runtime, whose blocks differ in what they cost:
 one thread, one thread without the layouts of the highest optimisation, and two threads. Tables of other
 machines serve as well (`LatencyProfiler(..., allow_other_device=True)`). The supernet is trained once, for no
-device; each budget's answer is an integer program. Prints the winners and the matrices, and draws them
-(matplotlib) in `regret.png`.
+device; then each device has an evolution of its own among the networks that use 94 to 100 % of its budget, on
+that supernet's weights. Prints the winners and the matrices, and draws them (matplotlib) in `regret.png`.
+What was finished when it is killed is not done again.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -28,10 +30,11 @@ from hwnas.devices import compare_devices
 from hwnas.latency_table import build_latency_table
 from hwnas.run_folder import write_json
 from hwnas.spaces import SmallMobileNet
-from hwnas.strategies import Proxyless
-from hwnas.trials import SupernetEvaluator
+from hwnas.strategies import RandomOneShot
+from hwnas.trials import RegularizedEvolution, SupernetEvaluator, search
 from lookup_tables import SessionSettings
-from profilers import LatencyProfiler
+from profilers import LatencyProfiler, Profiler, RangeProfilerFilter
+from profilers.space import Architecture
 
 DEVICES = {
     "all-1": SessionSettings(threads=1, optimisation="all"),
@@ -43,6 +46,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--out", type=Path, default=Path("runs/multi_device"))
 parser.add_argument("--budget", type=float, default=0.4, help="0: the cheapest network, 1: the dearest")
 parser.add_argument("--epochs", type=int, default=4)
+parser.add_argument("--trials", type=int, default=40, help="for each device")
 parser.add_argument("--accelerator", default="auto")
 parser.add_argument("--devices", default="1")
 parser.add_argument("--seed", type=int, default=0)
@@ -66,28 +70,51 @@ for name, settings in DEVICES.items():
     latencies[name] = LatencyProfiler(space, example, table)
     print(f"{name}: {', '.join(f'{ms:.4f}' for ms in latencies[name].cost.bounds())} ms at least and at most")
 
-strategy = Proxyless(arch_dataloader=data.arch_dataloader(), seed=args.seed)
-trainer = pl.Trainer(
-    max_epochs=1 if args.smoke else args.epochs,
-    accelerator=args.accelerator,
-    devices=args.devices,
-    strategy="auto" if args.devices == "1" else "ddp_find_unused_parameters_true",
-    callbacks=[strategy],
-    default_root_dir=args.out,
-)
-trainer.fit(Classification(space, 10), datamodule=data)
-if not trainer.is_global_zero:
-    raise SystemExit  # one process goes on
+run = f"{1 if args.smoke else args.epochs}-{args.seed}"
+trained = args.out / f"supernet-{run}.pt"
+if not trained.exists():
+    trainer = pl.Trainer(
+        max_epochs=1 if args.smoke else args.epochs,
+        accelerator=args.accelerator,
+        devices=args.devices,
+        strategy="auto" if args.devices == "1" else "ddp_find_unused_parameters_true",
+        callbacks=[RandomOneShot(seed=args.seed)],
+        default_root_dir=args.out,
+        enable_checkpointing=False,
+    )
+    trainer.fit(Classification(space, 10), datamodule=data)
+    if not trainer.is_global_zero:
+        raise SystemExit  # one process goes on
+    torch.save(space.cpu().state_dict(), trained.with_suffix(".part"))
+    trained.with_suffix(".part").replace(trained)
+space.load_state_dict(torch.load(trained, weights_only=True))
 
 evaluate = SupernetEvaluator(
-    space.cpu(),
+    space,
     list(islice(retrain_dataloader(data), 20)),
     data.val_dataloader(),
     {"accuracy": MulticlassAccuracy(10, average="micro")},
 )
-found = compare_devices(
-    latencies, args.budget, find=strategy.architecture, score=lambda chosen: evaluate(chosen)["accuracy"]
-)
+
+
+def evolve(budget: Mapping[Profiler, float]) -> Architecture:
+    limits = [RangeProfilerFilter(latency, 0.94 * most, most) for latency, most in budget.items()]
+    name = next(name for name, latency in latencies.items() if latency in budget)
+    print(f"{name}: {limits[0]}")
+    tried = search(
+        space,
+        evaluate,
+        RegularizedEvolution(population_size=4 if args.smoke else 15, sample_size=2 if args.smoke else 5),
+        {"accuracy": "max"},
+        trials=4 if args.smoke else args.trials,
+        filters=limits,
+        seed=args.seed,
+        journal=args.out / f"trials-{name}-{run}-{args.budget:g}.jsonl",
+    )
+    return tried.best.architecture
+
+
+found = compare_devices(latencies, args.budget, evolve, score=lambda chosen: evaluate(chosen)["accuracy"])
 names = list(latencies)
 cost = np.array([[100 * found.costs[a][b] / found.budgets[b] for b in names] for a in names])
 regret = np.array([[100 * found.regret(a, on=b) for b in names] for a in names])

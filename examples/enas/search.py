@@ -13,9 +13,10 @@ episodes, at a learning rate of 1e-3 or 3.5e-3:
         --batch-size 160 --updates 30 --episodes 10 --arch-lr 3.5e-3 --accelerator gpu
 
 --latency-filter bounds all that is drawn and returned, by a device's lookup table of the searched form; an
-absent one is measured on this machine first. --depth is layers (macro), or cells besides the two that reduce
-(micro); without it and --channels, the space has its small variant's. Departures: one cosine in place of
-several with restarts, and no auxiliary head in the search.
+absent one is measured on this machine first. --min-latency keeps the search near that bound: weights that
+were trained for minutes, not hours, rank small networks first. --depth is layers (macro), or cells besides
+the two that reduce (micro); without it and --channels, the space has its small variant's. Departures: one
+cosine in place of several with restarts, and no auxiliary head in the search.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ parser.add_argument("--data-folder", help="where the data's files lie")
 parser.add_argument("--out", type=Path, default=Path("runs/enas"))
 parser.add_argument("--latency-filter", type=Path, metavar="TABLE.json", help="of the device")
 parser.add_argument("--max-latency", type=float, help="in ms by that table; default: amid the extremes")
+parser.add_argument("--min-latency", type=float, help="in ms: see above")
 parser.add_argument("--channels", type=int, help="of all layers, or of the first cells' nodes")
 parser.add_argument("--depth", type=int, help="layers, or cells besides the two that reduce")
 parser.add_argument("--nodes", type=int, help="of a cell")
@@ -82,7 +84,7 @@ if (path := args.latency_filter) is not None:
         )
     latency = LatencyProfiler(space, example, LookupTable.load(path), allow_other_device=True)
     most = sum(latency.cost.bounds()) / 2 if args.max_latency is None else args.max_latency
-    limits.append(RangeProfilerFilter(latency, max=most))
+    limits.append(RangeProfilerFilter(latency, args.min_latency, most))
     print(limits[0])
 
 strategy = ENAS(

@@ -4,10 +4,11 @@
     python examples/spos/search.py --out runs/spos --latency-filter laptop.json --max-latency 0.2
 
 --latency-filter is a device's lookup table, as `hwnas table build` and `hwnas table import` write it; a file
-that is absent is measured on this machine first. --max-latency is in milliseconds. Both limits may be given;
-nothing outside of them is ever evaluated. Every network gets the supernet's weights, BatchNorm statistics of
-its own from training images, and is judged on the selection images. A search that was killed goes on from
-its journal.
+that is absent is measured on this machine first. --max-latency is in milliseconds; --min-latency keeps the
+search near it, for a supernet that was trained for minutes, not hours, ranks small networks first. All limits
+may be given; nothing outside of them is ever evaluated. Every network gets the supernet's weights, BatchNorm
+statistics of its own from training images, and is judged on the selection images. A search that was killed
+goes on from its journal.
 
 The authors' search (paper, section 3.3) has a population of 50 over 20 generations, 1,000 networks, and half
 of them by mutation, half by crossover: give --trials 1000 --population 50. Departure: the oldest of the
@@ -38,6 +39,7 @@ parser.add_argument("--out", type=Path, default=Path("runs/spos"), help="where s
 parser.add_argument("--max-macs", type=float, help="the most multiply-adds")
 parser.add_argument("--latency-filter", type=Path, metavar="TABLE.json", help="of the device")
 parser.add_argument("--max-latency", type=float, help="in ms by that table; default: amid the extremes")
+parser.add_argument("--min-latency", type=float, help="in ms: see above")
 parser.add_argument("--trials", type=int, default=200)
 parser.add_argument("--population", type=int, default=30)
 parser.add_argument("--calibration-batches", type=int, default=20)
@@ -67,7 +69,7 @@ if args.latency_filter is not None:
     table = LookupTable.load(args.latency_filter)
     latency = LatencyProfiler(space, example, table, allow_other_device=True)
     most = sum(latency.cost.bounds()) / 2 if args.max_latency is None else args.max_latency
-    limits.append(RangeProfilerFilter(latency, max=most))
+    limits.append(RangeProfilerFilter(latency, args.min_latency, most))
     costs["latency_ms"] = latency
 print("; ".join(map(str, limits)) or "no limit")
 
