@@ -117,6 +117,44 @@ def test_one_export_by_dynamo_serves_many_modules_of_one_kind(monkeypatch: pytes
     assert shapes == [(1, w, 6, 6) for w in (4, 6, 8) for _ in (3, 5)]
 
 
+def test_module_whose_operators_follow_each_other_as_in_others_needs_no_export_by_dynamo(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    by_dynamo: list[str] = []
+    slow = export._by_dynamo
+    monkeypatch.setattr(export, "_by_dynamo", lambda some: (by_dynamo.extend(some), slow(some))[1])
+    conv, relu = nn.Conv2d(4, 4, 1), nn.ReLU()
+    chains = {
+        "to relu": [conv, relu],
+        "from relu": [relu, conv],
+        "both": [conv, relu, conv],
+        "pool": [conv, nn.MaxPool2d(2), relu, conv],
+        "again": [relu, conv, relu],
+    }
+    models = to_onnx({name: on_meta(nn.Sequential(*chain), (1, 4, 6, 6)) for name, chain in chains.items()})
+    assert sorted(by_dynamo) == ["again", "pool"]  # the others have no way that these lack
+    assert operators_of(models["both"]) == ("Conv", "Relu", "Conv")
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "operators"),
+    [
+        (nn.ZeroPad2d((0, 1, 0, 1)), (1, 2, 4, 4), ("Pad",)),
+        (nn.Linear(4, 3, bias=False), (1, 4), ("Gemm",)),
+        (nn.Linear(4, 3, bias=False), (1, 2, 4), ("MatMul",)),
+        (nn.Linear(4, 3), (1, 4), ("Gemm",)),
+    ],
+)
+def test_older_exporter_writes_what_dynamo_does(
+    module: nn.Module, shape: tuple[int, ...], operators: tuple[str, ...]
+) -> None:
+    example = export._materialised("it", *on_meta(module, shape))
+    quick = export._by_torchscript(example)
+    assert quick is not None
+    assert tuple(node.op_type for node in quick.graph.node) == operators
+    assert export._operators(quick) == export._operators(export._by_dynamo({"it": example})["it"])
+
+
 def test_modules_that_the_exporters_treat_differently_all_go_through_dynamo(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
