@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ SAMPLE_SECONDS = 0.001
 
 _REFERENCE_MOVED = 0.04  # a round whose reference is further than this from its median is dropped
 _LONGEST = 2  # times the rounds that were asked, while rounds are dropped
+_VISITS = 3  # of a worker's models at most, while the machine is not at its usual pace
 
 _CERTIFICATE_SAMPLES = 24
 _CERTIFICATE_PAIRS = 8  # at least; so many make one of the two measurements that are compared
@@ -113,7 +115,9 @@ def measure(
 
     In each round every model of a worker has one short session, in a new order. The reference model is
     measured between them; a round in which it moved by more than 4 % is dropped and repeated, up to twice
-    the rounds that were asked. If too few are left then, those with the least movement are taken.
+    the rounds that were asked. Models of which not even half of the rounds are left then are measured again
+    after all others, up to two times: bursts last for ten seconds, and so does a worker. If too few rounds
+    are left at last, those with the least movement are taken.
 
     Args:
         models: ONNX models, by any key.
@@ -122,7 +126,8 @@ def measure(
         reference: an ONNX model of some 100 us; a small one of our own where none is given.
         seed: of the order and of the random inputs.
         progress: told how many models are done, and how many there are.
-        on_result: called with each key and its measurement as soon as its worker has finished.
+        on_result: called with each key and its measurement as soon as its worker has finished (of the first
+            worker, after the second one).
 
     Raises:
         ValueError: ``rounds`` is not positive, or the runtime cannot run a model, which is named.
@@ -159,29 +164,37 @@ def measure_by(
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     results: dict[str, Measurement] = {}
-    expected: list[float] = []  # of the reference, by worker
-    for first in range(0, len(keys), _CHUNK):
-        chunk = keys[first : first + _CHUNK]
+    chunks = [
+        _Chunk(keys[first : first + _CHUNK], random.Random(f"{seed} {first}"))
+        for first in range(0, len(keys), _CHUNK)
+    ]
+    to_visit = deque(chunks)
+    unreported: list[_Chunk] = []
+    while to_visit:
+        chunk = to_visit.popleft()
+        visited = [other for other in chunks if other.references]
+        first = sum(len(other.keys) for other in visited if other is not chunk)
 
-        def advance(done: int, first: int = first, size: int = len(chunk)) -> None:
+        def advance(done: int, first: int = first, size: int = len(chunk.keys)) -> None:
             if progress is not None:
                 progress(first + size * min(done, rounds) // rounds, len(keys))
 
-        with visiting(chunk) as visit:
-            kept, reference_us = _rounds(
-                visit,
-                chunk,
-                rounds,
-                random.Random(f"{seed} {first}"),
-                expected_us=float(np.median(expected)) if expected else None,
-                advance=advance,
-            )
-        expected.append(reference_us)
-        for key in chunk:
-            results[key] = _summary(kept[key])
-            if on_result is not None:
-                on_result(key, results[key])
-    return results
+        with visiting(chunk.keys) as visit:
+            chunk.visit(visit, rounds, _usual(visited) if visited else None, advance)
+        unreported.append(chunk)
+        if not visited and to_visit:
+            continue  # one alone does not tell the machine's usual pace
+        usual_us = _usual([other for other in chunks if other.references])
+        for done in unreported:
+            if done.visits < _VISITS and 2 * len(done.steady(usual_us)) < rounds:
+                to_visit.append(done)
+                continue
+            for key, sessions in done.sessions(rounds, usual_us).items():
+                results[key] = _summary(sessions)
+                if on_result is not None:
+                    on_result(key, results[key])
+        unreported = []
+    return {key: results[key] for key in keys}
 
 
 @contextmanager
@@ -298,20 +311,37 @@ def _latency_us(samples: Sequence[float] | npt.NDArray[np.float64]) -> float:
     return float(np.percentile(samples, 10))
 
 
-def _rounds(
-    visit: Visit,
-    keys: Sequence[str],
-    rounds: int,
-    generator: random.Random,
-    *,
-    expected_us: float | None,
-    advance: Callable[[int], None],
-) -> tuple[dict[str, list[Sequence[float]]], float]:
-    """The sessions of the rounds that count, by model, and the reference's median in these."""
-    taken: list[dict[str, Sequence[float]]] = []
-    references: list[float] = []
-    while True:
-        order = generator.sample(keys, len(keys))
+@final
+class _Chunk:
+    """The models of one worker, and the rounds of short sessions that they have had.
+
+    Attributes:
+        references: what the reference model took in each round, in microseconds.
+        visits: how often a worker had them.
+    """
+
+    def __init__(self, keys: Sequence[str], generator: random.Random) -> None:
+        self.keys = keys
+        self.references: list[float] = []
+        self.visits = 0
+        self._generator = generator
+        self._taken: list[dict[str, Sequence[float]]] = []
+
+    def visit(
+        self, visit: Visit, rounds: int, expected_us: float | None, advance: Callable[[int], None]
+    ) -> None:
+        """Takes rounds until there are enough in which the machine kept its usual pace."""
+        before, self.visits = len(self._taken), self.visits + 1
+        while len(self._taken) < before + _LONGEST * rounds:
+            self._round(visit)
+            steady = len(self.steady(self.reference_us if expected_us is None else expected_us))
+            advance(steady)
+            if steady >= rounds:
+                return
+        advance(rounds)
+
+    def _round(self, visit: Visit) -> None:
+        order = self._generator.sample(self.keys, len(self.keys))
         found: dict[str, Sequence[float]] = {}
         looks: list[float] = []
         for position, key in enumerate(order):
@@ -319,29 +349,31 @@ def _rounds(
                 looks.append(_latency_us(visit(None)))
             found[key] = visit(key)
         looks.append(_latency_us(visit(None)))
-        references.append(float(np.mean(looks)))
-        taken.append(found)
-        kept = _steady(references, expected_us)
-        advance(len(kept))
-        if len(kept) >= rounds or len(taken) >= _LONGEST * rounds:
-            break
-    if len(kept) < rounds:  # the machine never settled: take the rounds nearest to its usual pace
-        centre = _centre(references, expected_us)
-        kept = sorted(range(len(taken)), key=lambda i: abs(references[i] - centre))[:rounds]
-        advance(rounds)
-    sessions = {key: [taken[i][key] for i in kept] for key in keys}
-    return sessions, float(np.median([references[i] for i in kept]))
+        self.references.append(float(np.mean(looks)))
+        self._taken.append(found)
+
+    @property
+    def reference_us(self) -> float:
+        return float(np.median(self.references))
+
+    def steady(self, usual_us: float) -> list[int]:
+        """The rounds in which the reference kept to its usual time."""
+        return [i for i, us in enumerate(self.references) if abs(us / usual_us - 1) <= _REFERENCE_MOVED]
+
+    def sessions(self, rounds: int, usual_us: float) -> dict[str, list[Sequence[float]]]:
+        """Of each model: those of the steady rounds, or else of those nearest to the usual pace."""
+        kept = self.steady(usual_us)
+        if len(kept) < rounds:
+            kept = sorted(range(len(self._taken)), key=lambda i: abs(self.references[i] - usual_us))[:rounds]
+        return {key: [self._taken[i][key] for i in kept] for key in self.keys}
 
 
-def _steady(references: Sequence[float], expected_us: float | None) -> list[int]:
-    """The rounds in which the reference kept to its usual time."""
-    centre = _centre(references, expected_us)
-    return [i for i, us in enumerate(references) if abs(us / centre - 1) <= _REFERENCE_MOVED]
+def _usual(chunks: Sequence[_Chunk]) -> float:
+    """What the reference takes: a whole worker may fall into a slow minute, so that every one counts.
 
-
-def _centre(references: Sequence[float], expected_us: float | None) -> float:
-    # What earlier workers saw counts: a whole worker may fall into a slow minute.
-    return float(np.median(references)) if expected_us is None else expected_us
+    The lower of the two in the middle: bursts make nothing faster.
+    """
+    return sorted(chunk.reference_us for chunk in chunks)[(len(chunks) - 1) // 2]
 
 
 @final

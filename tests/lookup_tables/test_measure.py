@@ -3,7 +3,8 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,15 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from lookup_tables.measure import Measurement, Worker, _reading, _rounds, measure, measure_latency
+from lookup_tables.measure import (
+    Measurement,
+    Worker,
+    _Chunk,
+    _reading,
+    measure,
+    measure_by,
+    measure_latency,
+)
 from lookup_tables.session import SessionSettings
 from lookup_tables.worker import random_inputs, sample, session_options
 
@@ -117,59 +126,91 @@ def pace(slow: Callable[[int], float]) -> tuple[Callable[[str | None], list[floa
     return visit, visits
 
 
-def rounds_of(visit: Any, rounds: int, expected: float | None = None) -> tuple[list[float], float]:
-    kept, reference = _rounds(
-        visit, ["a"], rounds, random.Random(0), expected_us=expected, advance=lambda done: None
-    )
-    return [float(session[0]) for session in kept["a"]], reference
+def rounds_of(visit: Any, rounds: int, expected: float | None = None) -> list[float]:
+    chunk = _Chunk(["a"], random.Random(0))
+    chunk.visit(visit, rounds, expected, lambda done: None)
+    sessions = chunk.sessions(rounds, expected or chunk.reference_us)
+    return [float(session[0]) for session in sessions["a"]]
 
 
 def test_rounds_in_which_the_reference_moved_are_dropped_and_repeated() -> None:
     visit, _ = pace(lambda n: 1.3 if n in (1, 3) else 1.0)
-    assert rounds_of(visit, 5) == ([100.0] * 5, 100.0)
+    assert rounds_of(visit, 5) == [100.0] * 5
 
 
 def test_slow_start_of_a_worker_is_known_by_what_earlier_ones_saw() -> None:
     visit, _ = pace(lambda n: 1.3 if n < 3 else 1.0)
-    assert rounds_of(visit, 3, expected=100.0)[0] == [100.0] * 3
+    assert rounds_of(visit, 3, expected=100.0) == [100.0] * 3
 
 
 def test_machine_that_never_settles_gives_its_steadiest_rounds_after_twice_as_many() -> None:
     visit, visits = pace(lambda n: 1 + 0.1 * n)
-    times, _ = rounds_of(visit, 3, expected=100.0)
+    times = rounds_of(visit, 3, expected=100.0)
     assert visits[-1] + 1 == 6
     assert sorted(times) == pytest.approx([100, 110, 120])
 
 
 def test_reference_that_moves_within_a_round_drops_it() -> None:
     looks = iter([100, 150, 100, 100, 100, 100])
-    kept, _ = _rounds(
-        lambda key: [float(next(looks))] if key is None else [1.0],
-        ["a"],
-        2,
-        random.Random(0),
-        expected_us=None,
-        advance=lambda done: None,
-    )
-    assert len(kept["a"]) == 2
+    times = rounds_of(lambda key: [float(next(looks))] if key is None else [1.0], 2)
+    assert len(times) == 2
     assert next(looks, None) is None
 
 
 def test_order_differs_between_rounds_and_repeats_by_seed() -> None:
     def order(seed: int) -> list[str]:
         seen: list[str] = []
-        _rounds(
-            lambda key: seen.append(key or "") or [1.0],
-            list("abcdef"),
-            3,
-            random.Random(seed),
-            expected_us=None,
-            advance=lambda done: None,
-        )
+        chunk = _Chunk(list("abcdef"), random.Random(seed))
+        chunk.visit(lambda key: seen.append(key or "") or [1.0], 3, None, lambda done: None)
         return [key for key in seen if key]
 
     assert order(0) == order(0)
     assert order(0)[:6] != order(0)[6:12]
+
+
+@pytest.mark.parametrize("disturbed", [0, 1, 3])
+def test_models_of_a_worker_in_a_burst_are_measured_again_after_all_others(
+    disturbed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four workers of one model each, one of which first falls into a burst of 1.3 times the pace."""
+    monkeypatch.setattr(MODULE, "_CHUNK", 1)
+    opened: list[str] = []
+
+    @contextmanager
+    def visiting(keys: Sequence[str]) -> Iterator[Callable[[str | None], list[float]]]:
+        (key,) = keys
+        is_slow = key == str(disturbed) and key not in opened
+        opened.append(key)
+        yield lambda key: [130.0 if is_slow else 100.0]
+
+    steps: list[int] = []
+    reported: list[str] = []
+    found = measure_by(
+        visiting,
+        ["0", "1", "2", "3"],
+        progress=lambda done, total: steps.append(done),
+        on_result=lambda key, _: reported.append(key),
+    )
+    assert opened == ["0", "1", "2", "3", str(disturbed)]
+    assert {key: result.p10_us for key, result in found.items()} == dict.fromkeys("0123", 100.0)
+    assert reported[-1] == str(disturbed)
+    assert sorted(reported) == ["0", "1", "2", "3"]
+    assert steps[-1] == 4
+
+
+def test_models_that_are_always_in_a_burst_are_measured_three_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "_CHUNK", 1)
+    opened: list[str] = []
+
+    @contextmanager
+    def visiting(keys: Sequence[str]) -> Iterator[Callable[[str | None], list[float]]]:
+        opened.append(keys[0])
+        yield lambda key: [130.0 if keys == ["c"] else 100.0]
+
+    found = measure_by(visiting, ["a", "b", "c"], rounds=2)
+    assert opened == ["a", "b", "c", "c", "c"]
+    assert found["c"].p10_us == 130.0
+    assert found["c"].samples == 2
 
 
 def test_sample_fills_its_time_with_runs_and_gives_the_time_of_one() -> None:
