@@ -168,6 +168,12 @@ def measure_by(
         _Chunk(keys[first : first + _CHUNK], random.Random(f"{seed} {first}"))
         for first in range(0, len(keys), _CHUNK)
     ]
+    def report(done: _Chunk, usual_us: float) -> None:
+        for key, sessions in done.sessions(rounds, usual_us).items():
+            results[key] = _summary(sessions)
+            if on_result is not None:
+                on_result(key, results[key])
+
     to_visit = deque(chunks)
     unreported: list[_Chunk] = []
     while to_visit:
@@ -179,8 +185,13 @@ def measure_by(
             if progress is not None:
                 progress(first + size * min(done, rounds) // rounds, len(keys))
 
-        with visiting(chunk.keys) as visit:
-            chunk.visit(visit, rounds, _usual(visited) if visited else None, advance)
+        try:
+            with visiting(chunk.keys) as visit:
+                chunk.visit(visit, rounds, _usual(visited) if visited else None, advance)
+        except BaseException:
+            for done in unreported:
+                report(done, _usual(visited))
+            raise
         unreported.append(chunk)
         if not visited and to_visit:
             continue  # one alone does not tell the machine's usual pace
@@ -188,11 +199,8 @@ def measure_by(
         for done in unreported:
             if done.visits < _VISITS and 2 * len(done.steady(usual_us)) < rounds:
                 to_visit.append(done)
-                continue
-            for key, sessions in done.sessions(rounds, usual_us).items():
-                results[key] = _summary(sessions)
-                if on_result is not None:
-                    on_result(key, results[key])
+            else:
+                report(done, usual_us)
         unreported = []
     return {key: results[key] for key in keys}
 
