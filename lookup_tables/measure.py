@@ -168,6 +168,7 @@ def measure_by(
         _Chunk(keys[first : first + _CHUNK], random.Random(f"{seed} {first}"))
         for first in range(0, len(keys), _CHUNK)
     ]
+
     def report(done: _Chunk, usual_us: float) -> None:
         for key, sessions in done.sessions(rounds, usual_us).items():
             results[key] = _summary(sessions)
