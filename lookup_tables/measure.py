@@ -24,7 +24,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -53,7 +52,7 @@ SAMPLE_SECONDS = 0.001
 
 _REFERENCE_MOVED = 0.04  # a round whose reference is further than this from its median is dropped
 _LONGEST = 2  # times the rounds that were asked, while rounds are dropped
-_VISITS = 3  # of a worker's models at most, while the machine is not at its usual pace
+_REPEATS = 2  # times that a worker's models are measured again, while the machine is not at its usual pace
 
 _CERTIFICATE_SAMPLES = 24
 _CERTIFICATE_PAIRS = 8  # at least; so many make one of the two measurements that are compared
@@ -116,8 +115,8 @@ def measure(
     In each round every model of a worker has one short session, in a new order. The reference model is
     measured between them; a round in which it moved by more than 4 % is dropped and repeated, up to twice
     the rounds that were asked. Models of which not even half of the rounds are left then are measured again
-    after all others, up to two times: bursts last for ten seconds, and so does a worker. If too few rounds
-    are left at last, those with the least movement are taken.
+    after all others, up to two times, unless they are most of all: bursts last for ten seconds, and so does a
+    worker. If too few rounds are left at last, those with the least movement are taken.
 
     Args:
         models: ONNX models, by any key.
@@ -169,40 +168,46 @@ def measure_by(
         for first in range(0, len(keys), _CHUNK)
     ]
 
-    def report(done: _Chunk, usual_us: float) -> None:
-        for key, sessions in done.sessions(rounds, usual_us).items():
+    def usual_us() -> float:
+        return _usual([chunk for chunk in chunks if chunk.references])
+
+    def report(chunk: _Chunk) -> None:
+        for key, sessions in chunk.sessions(rounds, usual_us()).items():
             results[key] = _summary(sessions)
             if on_result is not None:
                 on_result(key, results[key])
 
-    to_visit = deque(chunks)
-    unreported: list[_Chunk] = []
-    while to_visit:
-        chunk = to_visit.popleft()
-        visited = [other for other in chunks if other.references]
-        first = sum(len(other.keys) for other in visited if other is not chunk)
+    def take(chunk: _Chunk, most: int) -> None:
+        first = sum(len(other.keys) for other in chunks if other.references and other is not chunk)
 
-        def advance(done: int, first: int = first, size: int = len(chunk.keys)) -> None:
+        def advance(done: int) -> None:
             if progress is not None:
-                progress(first + size * min(done, rounds) // rounds, len(keys))
+                progress(first + len(chunk.keys) * min(done, rounds) // rounds, len(keys))
 
-        try:
-            with visiting(chunk.keys) as visit:
-                chunk.visit(visit, rounds, _usual(visited) if visited else None, advance)
-        except BaseException:
-            for done in unreported:
-                report(done, _usual(visited))
-            raise
-        unreported.append(chunk)
-        if not visited and to_visit:
-            continue  # one alone does not tell the machine's usual pace
-        usual_us = _usual([other for other in chunks if other.references])
-        for done in unreported:
-            if done.visits < _VISITS and 2 * len(done.steady(usual_us)) < rounds:
-                to_visit.append(done)
-            else:
-                report(done, usual_us)
-        unreported = []
+        with visiting(chunk.keys) as visit:
+            chunk.visit(visit, rounds, most, usual_us() if first else None, advance)
+
+    waiting: list[_Chunk] = []  # not reported yet
+    try:
+        for chunk in chunks:
+            take(chunk, _LONGEST * rounds)
+            waiting.append(chunk)
+            if chunk is not chunks[0] or len(chunks) == 1:  # one alone does not tell the usual pace
+                settled = [other for other in waiting if other.is_settled(rounds, usual_us())]
+                waiting = [other for other in waiting if other not in settled]
+                for other in settled:
+                    report(other)
+        for _ in range(_REPEATS):
+            if 2 * len(waiting) > len(chunks):
+                break  # it is no burst, but how this machine is
+            for chunk in [*waiting]:
+                take(chunk, rounds)
+                if chunk.is_settled(rounds, usual_us()):
+                    waiting.remove(chunk)
+                    report(chunk)
+    finally:
+        for chunk in waiting:
+            report(chunk)
     return {key: results[key] for key in keys}
 
 
@@ -326,22 +331,24 @@ class _Chunk:
 
     Attributes:
         references: what the reference model took in each round, in microseconds.
-        visits: how often a worker had them.
     """
 
     def __init__(self, keys: Sequence[str], generator: random.Random) -> None:
         self.keys = keys
         self.references: list[float] = []
-        self.visits = 0
         self._generator = generator
         self._taken: list[dict[str, Sequence[float]]] = []
 
     def visit(
-        self, visit: Visit, rounds: int, expected_us: float | None, advance: Callable[[int], None]
+        self,
+        visit: Visit,
+        rounds: int,
+        most: int,
+        expected_us: float | None,
+        advance: Callable[[int], None],
     ) -> None:
-        """Takes rounds until there are enough in which the machine kept its usual pace."""
-        before, self.visits = len(self._taken), self.visits + 1
-        while len(self._taken) < before + _LONGEST * rounds:
+        """Takes rounds, at most so many, until there are enough in which the machine kept its usual pace."""
+        for _ in range(most):
             self._round(visit)
             steady = len(self.steady(self.reference_us if expected_us is None else expected_us))
             advance(steady)
@@ -368,6 +375,10 @@ class _Chunk:
     def steady(self, usual_us: float) -> list[int]:
         """The rounds in which the reference kept to its usual time."""
         return [i for i, us in enumerate(self.references) if abs(us / usual_us - 1) <= _REFERENCE_MOVED]
+
+    def is_settled(self, rounds: int, usual_us: float) -> bool:
+        """Whether half of the rounds are steady ones."""
+        return 2 * len(self.steady(usual_us)) >= rounds
 
     def sessions(self, rounds: int, usual_us: float) -> dict[str, list[Sequence[float]]]:
         """Of each model: those of the steady rounds, or else of those nearest to the usual pace."""

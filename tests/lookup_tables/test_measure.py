@@ -1,9 +1,10 @@
+import itertools
 import os
 import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -128,7 +129,7 @@ def pace(slow: Callable[[int], float]) -> tuple[Callable[[str | None], list[floa
 
 def rounds_of(visit: Any, rounds: int, expected: float | None = None) -> list[float]:
     chunk = _Chunk(["a"], random.Random(0))
-    chunk.visit(visit, rounds, expected, lambda done: None)
+    chunk.visit(visit, rounds, 2 * rounds, expected, lambda done: None)
     sessions = chunk.sessions(rounds, expected or chunk.reference_us)
     return [float(session[0]) for session in sessions["a"]]
 
@@ -161,56 +162,84 @@ def test_order_differs_between_rounds_and_repeats_by_seed() -> None:
     def order(seed: int) -> list[str]:
         seen: list[str] = []
         chunk = _Chunk(list("abcdef"), random.Random(seed))
-        chunk.visit(lambda key: seen.append(key or "") or [1.0], 3, None, lambda done: None)
+        chunk.visit(lambda key: seen.append(key or "") or [1.0], 3, 3, None, lambda done: None)
         return [key for key in seen if key]
 
     assert order(0) == order(0)
     assert order(0)[:6] != order(0)[6:12]
 
 
-@pytest.mark.parametrize("disturbed", [0, 1, 3])
-def test_models_of_a_worker_in_a_burst_are_measured_again_after_all_others(
-    disturbed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Four workers of one model each, one of which first falls into a burst of 1.3 times the pace."""
-    monkeypatch.setattr(MODULE, "_CHUNK", 1)
-    opened: list[str] = []
+class Busy:
+    """A machine on which some models' first workers fall into a burst of 1.3 times the pace."""
+
+    def __init__(self, bursts: Mapping[str, int]) -> None:
+        self.opened: list[str] = []
+        self._bursts = bursts
 
     @contextmanager
-    def visiting(keys: Sequence[str]) -> Iterator[Callable[[str | None], list[float]]]:
-        (key,) = keys
-        is_slow = key == str(disturbed) and key not in opened
-        opened.append(key)
+    def __call__(self, keys: Sequence[str]) -> Iterator[Callable[[str | None], list[float]]]:
+        (name,) = keys
+        self.opened.append(name)
+        is_slow = self.opened.count(name) <= self._bursts.get(name, 0)
         yield lambda key: [130.0 if is_slow else 100.0]
 
-    steps: list[int] = []
-    reported: list[str] = []
+
+@pytest.mark.parametrize("disturbed", ["a", "b", "d"])
+def test_models_of_a_worker_in_a_burst_are_measured_again_after_all_others(
+    disturbed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MODULE, "_CHUNK", 1)
+    machine, steps, reported = Busy({disturbed: 1}), list[int](), list[str]()
     found = measure_by(
-        visiting,
-        ["0", "1", "2", "3"],
+        machine,
+        [*"abcd"],
         progress=lambda done, total: steps.append(done),
         on_result=lambda key, _: reported.append(key),
     )
-    assert opened == ["0", "1", "2", "3", str(disturbed)]
-    assert {key: result.p10_us for key, result in found.items()} == dict.fromkeys("0123", 100.0)
-    assert reported[-1] == str(disturbed)
-    assert sorted(reported) == ["0", "1", "2", "3"]
+    assert "".join(machine.opened) == "abcd" + disturbed
+    assert {key: result.p10_us for key, result in found.items()} == dict.fromkeys("abcd", 100.0)
+    assert reported[-1] == disturbed
+    assert sorted(reported) == [*"abcd"]
     assert steps[-1] == 4
 
 
 def test_models_that_are_always_in_a_burst_are_measured_three_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MODULE, "_CHUNK", 1)
-    opened: list[str] = []
+    machine = Busy({"c": 9})
+    found = measure_by(machine, [*"abc"], rounds=2)
+    assert "".join(machine.opened) == "abccc"
+    assert (found["c"].p10_us, found["c"].samples) == (130.0, 2)
+
+
+def test_machine_that_is_always_busy_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "_CHUNK", 1)
+    looks, opened = itertools.count(), list[str]()
 
     @contextmanager
     def visiting(keys: Sequence[str]) -> Iterator[Callable[[str | None], list[float]]]:
-        opened.append(keys[0])
-        yield lambda key: [130.0 if keys == ["c"] else 100.0]
+        opened.extend(keys)
+        yield lambda key: [100 * 1.1 ** (next(looks) % 17)]
 
-    found = measure_by(visiting, ["a", "b", "c"], rounds=2)
-    assert opened == ["a", "b", "c", "c", "c"]
-    assert found["c"].p10_us == 130.0
-    assert found["c"].samples == 2
+    assert measure_by(visiting, [*"abc"]).keys() == {*"abc"}
+    assert opened == [*"abc"]
+
+
+def test_what_waits_to_be_measured_again_is_not_lost_with_a_model_that_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(MODULE, "_CHUNK", 1)
+    machine, reported = Busy({"b": 9}), list[str]()
+
+    @contextmanager
+    def failing(keys: Sequence[str]) -> Iterator[Callable[[str | None], list[float]]]:
+        if keys == ["d"]:
+            raise ValueError("d cannot be run")
+        with machine(keys) as visit:
+            yield visit
+
+    with pytest.raises(ValueError, match="d cannot"):
+        measure_by(failing, [*"abcd"], on_result=lambda key, _: reported.append(key))
+    assert reported == ["a", "c", "b"]
 
 
 def test_sample_fills_its_time_with_runs_and_gives_the_time_of_one() -> None:
