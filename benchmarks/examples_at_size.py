@@ -80,9 +80,9 @@ AT_SIZE = {
     ),
     "spos": Example(
         lambda: ShuffleNetV2.small(10, 1),
-        "isolated",
+        "profiled",
         (
-            "spos/supernet.py --seed {seed} --epochs 2 --batch-size 64 --batches 421",
+            "spos/supernet.py --seed {seed} --epochs 10 --batch-size 64 --batches 421",
             f"spos/search.py --latency-filter {{table}} --max-latency {{budget}} {NEAR} "
             "--trials 60 --population 15 --calibration-batches 10",
         ),
@@ -101,7 +101,7 @@ AT_SIZE = {
         "profiled",
         (
             f"enas/search.py --space macro {WITHIN} {NEAR} "
-            "--epochs 3 --batch-size 64 --batches 180 --updates 50 --arch-lr 0.03",
+            "--epochs 8 --batch-size 64 --batches 330 --updates 50 --arch-lr 0.03",
         ),
         "enas/retrain.py --searched-form --epochs 2 --batch-size 64 --batches 125",
     ),
