@@ -287,7 +287,7 @@ def _plain(model: onnx.ModelProto) -> onnx.ModelProto:
             )
             constants |= zip(node.output, map(np.asarray, found), strict=True)
             continue
-        if node.op_type in ("Gemm", "Pad") and _is_nothing(node.input[-1], constants):
+        if node.op_type in ("Gemm", "Pad") and len(node.input) == 3 and _is_nothing(node.input[2], constants):
             del node.input[2:]
         kept.append(node)
     used = {name for node in kept for name in node.input}

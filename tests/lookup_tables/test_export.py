@@ -155,6 +155,19 @@ def test_older_exporter_writes_what_dynamo_does(
     assert export._operators(quick) == export._operators(export._by_dynamo({"it": example})["it"])
 
 
+def test_widths_of_a_padding_by_axes_stay() -> None:
+    given = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2, 2])
+    made = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [3, 2])
+    numbers = {"widths": [0, 1], "axes": [0]}
+    constants = [onnx.numpy_helper.from_array(np.array(value), name) for name, value in numbers.items()]
+    node = onnx.helper.make_node("Pad", ["x", "widths", "", "axes"], ["y"])
+    graph = onnx.helper.make_graph([node], "pad", [given], [made], constants)
+    opset = onnx.helper.make_opsetid("", 20)
+    plain = export._plain(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10))
+    assert [*plain.graph.node[0].input] == ["x", "widths", "", "axes"]
+    assert runs(plain.SerializeToString())[0].shape == (3, 2)
+
+
 def test_modules_that_the_exporters_treat_differently_all_go_through_dynamo(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
