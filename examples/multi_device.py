@@ -52,6 +52,8 @@ parser.add_argument("--devices", default="1")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--smoke", action="store_true", help="small digits, few blocks, one epoch: does it run?")
 args = parser.parse_args()
+if not 0 <= args.budget <= 1:
+    parser.error(f"--budget must be from 0 to 1; got {args.budget:g}")
 
 plt.switch_backend("Agg")  # draws files, needs no screen
 pl.seed_everything(args.seed, verbose=False)

@@ -205,9 +205,13 @@ def measure_by(
                 if chunk.is_settled(rounds, usual_us()):
                     waiting.remove(chunk)
                     report(chunk)
-    finally:
+    except BaseException:
         for chunk in waiting:
-            report(chunk)
+            if chunk.is_settled(rounds, usual_us()):  # the others are to be measured again
+                report(chunk)
+        raise
+    for chunk in waiting:
+        report(chunk)
     return {key: results[key] for key in keys}
 
 

@@ -57,6 +57,8 @@ parser.add_argument("--devices", default="1")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--smoke", action="store_true", help="digits, three batches: does it run?")
 args = parser.parse_args()
+if args.latency_filter is None and args.max_latency is not None:
+    parser.error("--max-latency is by a device's table: give --latency-filter, too")
 if args.smoke:
     args.data, args.channels, args.epochs, args.warmup_epochs = "digits", 4, 1, 0
     args.batch_size, args.batches = 16, 3

@@ -61,6 +61,8 @@ parser.add_argument("--devices", default="1")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--smoke", action="store_true", help="digits, three batches: does it run?")
 args = parser.parse_args()
+if args.latency_filter is None and (args.max_latency, args.min_latency) != (None, None):
+    parser.error("--max-latency and --min-latency are by a device's table: give --latency-filter, too")
 if args.smoke:
     args.data, args.channels, args.depth, args.nodes = "digits", 4, 3, 2
     args.epochs, args.warmup_epochs, args.batch_size, args.batches = 1, 0, 16, 3

@@ -45,6 +45,8 @@ parser.add_argument("--population", type=int, default=30)
 parser.add_argument("--calibration-batches", type=int, default=20)
 parser.add_argument("--smoke", action="store_true", help="eight networks: does it run?")
 args = parser.parse_args()
+if args.latency_filter is None and (args.max_latency, args.min_latency) != (None, None):
+    parser.error("--max-latency and --min-latency are by a device's table: give --latency-filter, too")
 if args.smoke:
     args.trials, args.population, args.calibration_batches = 8, 4, 2
 

@@ -30,3 +30,38 @@ def test_a_network_is_searched_and_retrained(
     assert report["onnx_accuracy"] == pytest.approx(report["test_accuracy"], abs=0.01)
     assert bool(retrained["dropped"]) == (space == "micro")
     assert (tmp_path / "subnet.pt").exists()
+
+
+def test_a_search_stays_in_the_range_of_latency_that_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure_by_size(monkeypatch)
+    given = ("--smoke", "--out", str(tmp_path), "--accelerator", "cpu", "--space", "macro")
+    table = ("--latency-filter", str(tmp_path / "table.json"))
+    (anything,) = run_script(monkeypatch, "enas/search.py", *given, *table)["limits"]
+    least = 0.9 * anything.max
+    (limit,) = run_script(monkeypatch, "enas/search.py", *given, *table, "--min-latency", str(least))[
+        "limits"
+    ]
+    assert anything.profiler.cost.bounds()[0] < least == limit.min
+    assert (
+        least <= limit.profiler.profile(json.loads((tmp_path / "architecture.json").read_text())) <= limit.max
+    )
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("enas/search.py", "--max-latency", "1"),
+        ("enas/search.py", "--min-latency", "1"),
+        ("spos/search.py", "--min-latency", "1"),
+        ("darts/search.py", "--max-latency", "1"),
+    ],
+    ids=" ".join,
+)
+def test_a_latency_without_a_table_is_refused(
+    asked: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run_script(monkeypatch, *asked)
+    assert "give --latency-filter, too" in capsys.readouterr().err

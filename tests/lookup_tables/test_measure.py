@@ -224,22 +224,23 @@ def test_machine_that_is_always_busy_is_not_waited_for(monkeypatch: pytest.Monke
     assert opened == [*"abc"]
 
 
-def test_what_waits_to_be_measured_again_is_not_lost_with_a_model_that_fails(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("failing", "kept"), [("b", ["a"]), ("d", ["a", "c"])])
+def test_model_that_fails_leaves_what_is_finished_of_others_and_no_burst(
+    failing: str, kept: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(MODULE, "_CHUNK", 1)
     machine, reported = Busy({"b": 9}), list[str]()
 
     @contextmanager
-    def failing(keys: Sequence[str]) -> Iterator[Callable[[str | None], list[float]]]:
-        if keys == ["d"]:
-            raise ValueError("d cannot be run")
+    def visiting(keys: Sequence[str]) -> Iterator[Callable[[str | None], list[float]]]:
+        if keys == [failing]:
+            raise ValueError(f"{failing} cannot be run")
         with machine(keys) as visit:
             yield visit
 
-    with pytest.raises(ValueError, match="d cannot"):
-        measure_by(failing, [*"abcd"], on_result=lambda key, _: reported.append(key))
-    assert reported == ["a", "c", "b"]
+    with pytest.raises(ValueError, match=f"{failing} cannot"):
+        measure_by(visiting, [*"abcd"], on_result=lambda key, _: reported.append(key))
+    assert reported == kept
 
 
 def test_sample_fills_its_time_with_runs_and_gives_the_time_of_one() -> None:
